@@ -1,0 +1,288 @@
+"""Calibration: the denoiser calls that a real sampler makes, statistics streamed over them, and a walk block by block.
+
+``record`` keeps whole denoiser calls (latents, timestep, condition), never activations; memory is bounded by a reservoir
+however many steps the sampler takes. ``observe`` runs the calls once and feeds every probe of every layer. ``walk`` hands
+out the blocks in order, each with the inputs that its (already changed) predecessors give.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dither.errors import BadModel, BadValue
+from dither.models.base import Adapter, Call
+
+__all__ = ["AbsMax", "BlockStep", "MinMax", "Probe", "RowSample", "observe", "record", "replay", "walk"]
+
+
+def _to(value: Any, device: torch.device | str) -> Any:
+    """Tensors in nested lists, tuples and dicts, detached and copied to a device."""
+    if isinstance(value, Tensor):
+        return value.detach().to(device, copy=True)
+    if isinstance(value, list | tuple):
+        return type(value)(_to(v, device) for v in value)
+    if isinstance(value, Mapping):
+        return {k: _to(v, device) for k, v in value.items()}
+    return value
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(t.device for t in (*model.parameters(), *model.buffers()))
+
+
+def record(model: nn.Module, run: Callable[[], object], *, limit: int = 64, seed: int = 0) -> tuple[Call, ...]:
+    """The denoiser calls that ``run`` makes, a uniform sample of at most ``limit`` of them, in the order they came.
+
+    Args:
+        model: the denoiser; hooked while ``run`` runs.
+        run: the user's own sampler.
+        limit: calls kept; bounds memory for any number of steps (reservoir sampling, Vitter's algorithm R).
+        seed: of the reservoir.
+
+    Raises:
+        BadModel: ``run`` never called the model.
+        BadValue: a recorded tensor holds NaN or infinity.
+    """
+    rng = np.random.default_rng(seed)
+    kept: list[tuple[int, Call]] = []
+    seen = 0
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal seen
+        slot = seen if seen < limit else int(rng.integers(seen + 1))
+        if slot < limit:
+            item = (seen, Call(_to(args, "cpu"), _to(kwargs, "cpu")))
+            kept[slot : slot + 1] = [item]
+        seen += 1
+
+    handle = model.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        handle.remove()
+    if not kept:
+        raise BadModel("calibration: the sampler never called the model, so nothing was recorded")
+    calls = tuple(call for _, call in sorted(kept, key=lambda item: item[0]))
+    _check_finite(calls)
+    return calls
+
+
+def _check_finite(calls: Sequence[Call]) -> None:
+    for i, call in enumerate(calls):
+        named = {**{f"argument {j}": v for j, v in enumerate(call.args)}, **call.kwargs}
+        for name, value in named.items():
+            if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise BadValue(f"calibration: '{name}' of denoiser call {i} holds NaN or infinity")
+
+
+def replay(model: nn.Module, call: Call) -> Any:
+    """Make a recorded call again, without gradients."""
+    device = _device(model)
+    with torch.no_grad():
+        return model(*_to(call.args, device), **_to(call.kwargs, device))
+
+
+class Probe(Protocol):
+    """A streaming statistic of one layer's input."""
+
+    def update(self, x: Tensor, rows: Tensor) -> None:
+        """Take in one call's input x (B, ..., K); ``rows`` (B,) int64 is each sample's clock row."""
+
+
+class AbsMax:
+    """Largest magnitude of each channel, for each clock row: ``value`` (R, K) float32."""
+
+    def __init__(self, channels: int, rows: int = 1) -> None:
+        self.value = torch.zeros(rows, channels)
+
+    def update(self, x: Tensor, rows: Tensor) -> None:
+        """Take in one call's input."""
+        peak = _per_sample(x, rows).abs().amax(1)  # (B, K)
+        index = _fold_rows(rows, self.value.shape[0])[:, None].expand_as(peak)
+        self.value = self.value.to(x.device).scatter_reduce(0, index, peak, "amax")
+
+
+class MinMax:
+    """Smallest and largest value of each channel, for each clock row: ``lo``, ``hi`` (R, K) float32."""
+
+    def __init__(self, channels: int, rows: int = 1) -> None:
+        self.lo = torch.full((rows, channels), torch.inf)
+        self.hi = torch.full((rows, channels), -torch.inf)
+
+    def update(self, x: Tensor, rows: Tensor) -> None:
+        """Take in one call's input."""
+        samples = _per_sample(x, rows)  # (B, n, K)
+        index = _fold_rows(rows, self.lo.shape[0])[:, None].expand(-1, samples.shape[2])
+        self.lo = self.lo.to(x.device).scatter_reduce(0, index, samples.amin(1), "amin")
+        self.hi = self.hi.to(x.device).scatter_reduce(0, index, samples.amax(1), "amax")
+
+
+class RowSample:
+    """A few input rows of every call, as whole tokens: ``value`` (n, K) float32; memory is bounded by ``limit`` rows.
+
+    Each call gives an equal share, drawn by a seeded generator; when full, a random half is dropped and shares halve.
+    """
+
+    def __init__(self, limit: int = 2048, share: int = 64, seed: int = 0) -> None:
+        self.limit, self.share = limit, share
+        self.generator = torch.Generator().manual_seed(seed)
+        self.parts: list[Tensor] = []
+
+    def update(self, x: Tensor, rows: Tensor) -> None:
+        """Take in one call's input."""
+        flat = x.detach().reshape(-1, x.shape[-1])
+        pick = torch.randperm(flat.shape[0], generator=self.generator)[: self.share]
+        self.parts.append(flat[pick.to(flat.device)].float().cpu())
+        if sum(len(p) for p in self.parts) > self.limit:
+            everything = torch.cat(self.parts)
+            keep = torch.randperm(len(everything), generator=self.generator)[: self.limit // 2].sort().values
+            self.parts, self.share = [everything[keep]], max(1, self.share // 2)
+
+    @property
+    def value(self) -> Tensor:
+        """The rows kept so far, (n, K)."""
+        return torch.cat(self.parts)
+
+
+def _per_sample(x: Tensor, rows: Tensor) -> Tensor:
+    """x as (B, n, K) float32, with B the clock's batch: a layer may fold frames or heads into its batch."""
+    return x.detach().float().reshape(rows.shape[0], -1, x.shape[-1])
+
+
+def _fold_rows(rows: Tensor, count: int) -> Tensor:
+    """Clock rows as indices of a table of ``count`` rows; a table of one row takes them all."""
+    return torch.zeros_like(rows) if count == 1 else rows
+
+
+def observe(
+    model: nn.Module,
+    calls: Sequence[Call],
+    probes: Mapping[str, Sequence[Probe]],
+    rows: Callable[[Call], Tensor],
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Run the calls once and feed every probe with its layer's inputs, as they stream by.
+
+    Args:
+        probes: layer name to the probes that read its input.
+        rows: the clock row of each sample of a call, (B,) int64.
+        progress: told (done, total) after each call.
+
+    Raises:
+        BadValue: an input holds NaN or infinity; the layer is named.
+    """
+    now: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        for name, readers in probes.items():
+            module = model.get_submodule(name)
+            stack.callback(module.register_forward_pre_hook(_feeder(name, readers, now)).remove)
+        for i, call in enumerate(calls):
+            now["rows"] = rows(call)
+            replay(model, call)
+            if progress is not None:
+                progress(i + 1, len(calls))
+
+
+def _feeder(name: str, probes: Sequence[Probe], now: Mapping[str, Tensor]) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        x = args[0]
+        if not bool(torch.isfinite(x).all()):
+            raise BadValue(f"calibration: the input of layer '{name}' holds NaN or infinity")
+        for probe in probes:
+            probe.update(x, now["rows"].to(x.device))
+
+    return hook
+
+
+@dataclass(frozen=True)
+class BlockStep:
+    """One block of a walk: its name, the module, and the calls it receives from the blocks before it."""
+
+    name: str
+    module: nn.Module
+    calls: tuple[Call, ...]
+
+
+class _Stop(Exception):
+    """Ends a forward once the block of interest was reached."""
+
+
+@contextmanager
+def _caught(module: nn.Module, into: list[Call], stop: bool) -> Iterator[None]:
+    def hook(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        into.append(Call(_to(args, "cpu"), _to(kwargs, "cpu")))
+        if stop:
+            raise _Stop
+
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _inputs_of(model: nn.Module, block: str, calls: Sequence[Call]) -> list[Call]:
+    """What a block receives when the model makes these calls; nothing after the block runs."""
+    out: list[Call] = []
+    with _caught(model.get_submodule(block), out, stop=True):
+        for call in calls:
+            try:
+                replay(model, call)
+            except _Stop:
+                continue
+            raise BadModel(f"block '{block}' was not reached by a denoiser call")
+    return out
+
+
+def walk(model: nn.Module, adapter: Adapter, calls: Sequence[Call]) -> Iterator[BlockStep]:
+    """The blocks in order. Change a block before asking for the next: its new output is what the next receives.
+
+    Peak memory is one block's inputs for all calls, on the CPU, whatever the depth.
+
+    Raises:
+        BadModel: a block's output is not simply the next block's input (checked on the first call, before any change).
+    """
+    names = list(adapter.blocks(model))
+    _check_carry(model, adapter, names, calls[0])
+    current = _inputs_of(model, names[0], calls)
+    for name in names:
+        module = model.get_submodule(name)
+        yield BlockStep(name, module, tuple(current))
+        module = model.get_submodule(name)  # the caller may have replaced it
+        current = [adapter.carry(c, _to(replay(module, c), "cpu")) for c in current]
+
+
+def _check_carry(model: nn.Module, adapter: Adapter, names: Sequence[str], call: Call) -> None:
+    """Carrying outputs forward must give what the model itself gives each block, or a walk would drift unseen."""
+    real: dict[str, list[Call]] = {n: [] for n in names}
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(_caught(model.get_submodule(name), real[name], stop=False))
+        replay(model, call)
+    for name, after in pairwise(names):
+        if len(real[name]) != 1 or len(real[after]) != 1:
+            raise BadModel(f"block '{name}' runs {len(real[name])} times in one denoiser call: it cannot be walked")
+        out = _to(replay(model.get_submodule(name), real[name][0]), "cpu")
+        if not _same(adapter.carry(real[name][0], out), real[after][0]):
+            raise BadModel(
+                f"the output of block '{name}' is not all that block '{after}' receives: it cannot be walked"
+            )
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Call) and isinstance(b, Call):
+        return _same(a.args, b.args) and _same(dict(a.kwargs), dict(b.kwargs))
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and bool(torch.allclose(a.float(), b.float(), rtol=1e-3, atol=1e-5))
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_same(v, b[k]) for k, v in a.items())
+    return bool(a is b or a == b)

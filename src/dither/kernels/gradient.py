@@ -1,0 +1,46 @@
+"""Kernels under autograd: the straight-through estimator (arXiv 1308.3432).
+
+    forward    y = kernel(x), the same bits as without gradients
+    backward   dL/dx = dL/dy decode(weight),   dL/dbias = sum dL/dy
+
+as if rounding the input were the identity, so that LoRA adapters and guidance can be trained through integer kernels. The
+packed weight itself gets no gradient.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dither.kernels.table import Inputs, Kernel
+from dither.numerics import decode
+
+__all__ = ["run"]
+
+
+def run(kernel: Kernel, inputs: Inputs) -> Tensor:
+    """Run a kernel, (..., K) to (..., N), so that x and bias get gradients where they ask for them."""
+    x, bias = inputs.x, inputs.bias
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        y: Tensor = _StraightThrough.apply(x, bias, kernel, inputs)  # type: ignore[no-untyped-call]
+        return y
+    return kernel.run(inputs)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, kernel: Kernel, inputs: Inputs) -> Tensor:
+        ctx.inputs_of = inputs.spec, inputs.shape, inputs.weight
+        ctx.dtypes = x.dtype, None if bias is None else bias.dtype
+        return kernel.run(inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        spec, shape, stored = ctx.inputs_of
+        dx = db = None
+        if ctx.needs_input_grad[0]:
+            weight = stored["dense"].float() if spec.weight is None else decode(stored, spec.weight, shape)  # (N, K)
+            dx = (grad.float() @ weight).to(ctx.dtypes[0])  # (..., K)
+        if ctx.needs_input_grad[1]:
+            db = grad.float().flatten(0, -2).sum(0).to(ctx.dtypes[1])  # (N,)
+        return dx, db, None, None

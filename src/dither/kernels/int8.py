@@ -1,0 +1,100 @@
+"""Integer linear on ``torch._int_mm``: int8 x int8 -> int32, exact, with zero points corrected in integers.
+
+With ``x = s_x (a - z_x)`` per token and ``w = s_w (c - z_w)`` per output channel,
+
+    y = s_x s_w [ sum_k a c  -  z_x sum_k c  -  z_w sum_k a  +  K z_x z_w ] + bias
+
+Weights of fewer than 8 bits stay packed and are unpacked to int8 for the product. Unsigned 8-bit codes are moved by -128
+with their zero point, which leaves the formula unchanged. On the CPU oneDNN runs this on VNNI instructions.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from dither.kernels.table import Inputs, Kernel, Shape
+from dither.numerics import dynamic_grid, to_codes, unpack_int
+from dither.spec import PER_ROW, PER_TENSOR, Int, LinearSpec
+
+__all__ = ["INT8_MM"]
+
+_WHOLE = (PER_ROW, PER_TENSOR)
+_CUDA_ROWS = 32  # torch._int_mm on CUDA wants more than 16 rows and multiples of 8
+
+
+def _fits(spec: LinearSpec, shape: Shape, device: torch.device) -> bool:
+    weight, act = spec.weight, spec.act
+    if not isinstance(weight, Int) or act is None or weight.group not in _WHOLE or act.grid.group not in _WHOLE:
+        return False
+    if any(f.symmetric and f.bits == 1 for f in (weight, act.grid)):  # codes of {-1, +1} are not integers in place
+        return False
+    return device.type == "cpu" or (device.type == "cuda" and shape[0] % 8 == 0 and shape[1] % 8 == 0)
+
+
+def _centre(codes: Tensor, fmt: Int) -> Tensor:
+    """Codes as int8; unsigned 8-bit ones move by -128."""
+    if codes.dtype == torch.int8:
+        return codes
+    return (codes ^ 0x80).view(torch.int8) if fmt.bits == 8 else codes.view(torch.int8)
+
+
+def _offset(fmt: Int) -> int:
+    """How far ``_centre`` moved the codes, to move zero points alike."""
+    return 128 if fmt.bits == 8 and not fmt.symmetric else 0
+
+
+def _weight_codes(spec: LinearSpec, shape: Shape, weight: Mapping[str, Tensor]) -> Tensor:
+    """(N, K) int8; a view for 8-bit symmetric weights."""
+    fmt = spec.weight
+    assert isinstance(fmt, Int)
+    return _centre(unpack_int(weight, fmt, shape[1]), fmt)
+
+
+def _prepare(spec: LinearSpec, shape: Shape, weight: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Row sums of the weight codes, needed when activations have zero points."""
+    if spec.act is None or spec.act.grid.symmetric:
+        return {}
+    return {"sums": _weight_codes(spec, shape, weight).sum(dim=1, dtype=torch.int32)}  # (N,)
+
+
+def _matmul(a: Tensor, codes: Tensor) -> Tensor:
+    """(M, K) int8 times (N, K) int8 transposed, (M, N) int32."""
+    rows = a.shape[0]
+    if a.is_cuda and rows < _CUDA_ROWS:
+        a = torch.nn.functional.pad(a, (0, 0, 0, _CUDA_ROWS - rows))
+    return torch._int_mm(a, codes.t())[:rows]
+
+
+def _rows_of(t: Tensor, x: Tensor) -> Tensor:
+    """A scale that broadcasts against (..., G) as one column that broadcasts against the flattened rows, (M or 1, 1)."""
+    return t.reshape(1, 1) if t.numel() == 1 else t.expand(*x.shape[:-1], 1).reshape(-1, 1)
+
+
+def _run(call: Inputs) -> Tensor:
+    wf, act = call.spec.weight, call.spec.act
+    assert isinstance(wf, Int)
+    assert act is not None
+    n, k = call.shape
+    x = call.x.reshape(-1, k).float()  # (M, K)
+    if call.scale is None:
+        sx, zx = dynamic_grid(x, act.grid)  # (M or 1, 1)
+    else:
+        sx, zx = _rows_of(call.scale, call.x), None if call.zero is None else _rows_of(call.zero, call.x)
+    a = _centre(to_codes(x, sx, zx, act.grid), act.grid)  # (M, K) int8
+    za = None if zx is None else zx.to(torch.int32) - _offset(act.grid)
+    codes = _weight_codes(call.spec, call.shape, call.weight)  # (N, K)
+    acc = _matmul(a, codes)  # (M, N) int32
+    if za is not None:
+        acc -= za * call.prepared["sums"]
+    if not wf.symmetric:
+        zw = call.weight["zero"].to(torch.int32).reshape(1, -1) - _offset(wf)  # (1, N or 1)
+        sums = a.sum(dim=1, keepdim=True, dtype=torch.int32)  # (M, 1)
+        acc -= zw * (sums if za is None else sums - k * za)
+    y = acc.float().mul_(sx).mul_(call.weight["scale"].reshape(1, -1))
+    if call.bias is not None:
+        y += call.bias.float()
+    return y.reshape(*call.x.shape[:-1], n).to(call.x.dtype)
+
+
+INT8_MM = Kernel("int8_mm", True, _fits, _prepare, _run)

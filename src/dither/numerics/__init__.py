@@ -1,0 +1,68 @@
+"""What each format means: encode, decode, pack; and the Hadamard rotations that weights and inputs share.
+
+``formats`` is the entrance for anything that stores or loads a weight. Kernels and stages that need the arithmetic of
+one format (codes, grids, indices) take it from ``integer`` and ``codebook``.
+"""
+
+from dither.numerics.codebook import assign, decode_codebook, encode_codebook, fit_codebook, unpack_indices
+from dither.numerics.formats import Layout, decode, encode, layout, stored_bits, validate
+from dither.numerics.hadamard import (
+    hadamard_matrix,
+    hadamard_order,
+    hadamard_transform,
+    random_signs,
+    rotate,
+    unrotate,
+)
+from dither.numerics.integer import (
+    code_bounds,
+    decode_int,
+    dynamic_grid,
+    encode_int,
+    fake_quantize,
+    from_codes,
+    grid,
+    grouped,
+    groups,
+    int_range,
+    pack_int,
+    to_codes,
+    unpack_int,
+)
+from dither.numerics.pack import pack, packed_width, unpack
+
+__all__ = [
+    "Layout",
+    "assign",
+    "code_bounds",
+    "decode",
+    "decode_codebook",
+    "decode_int",
+    "dynamic_grid",
+    "encode",
+    "encode_codebook",
+    "encode_int",
+    "fake_quantize",
+    "fit_codebook",
+    "from_codes",
+    "grid",
+    "grouped",
+    "groups",
+    "hadamard_matrix",
+    "hadamard_order",
+    "hadamard_transform",
+    "int_range",
+    "layout",
+    "pack",
+    "pack_int",
+    "packed_width",
+    "random_signs",
+    "rotate",
+    "stored_bits",
+    "to_codes",
+    "unpack",
+    "unpack_indices",
+    "unpack_int",
+    "unrotate",
+    "validate",
+]

@@ -1,0 +1,155 @@
+"""Recipes: each method as an ordered tuple of stages with its defaults, to be read like its paper.
+
+A recipe is a function from bit widths to stages. ``--set STAGE.FIELD=VALUE`` and recipe files change the plain data that
+comes out; nothing is evaluated.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dither.errors import BadRecipe
+from dither.spec import Act, Bits, Int, Recipe
+from dither.stages import Assign, Clip, Ranges, Rtn, Smooth, Stage, describe, stages_of
+
+__all__ = ["RECIPES", "Entry", "get", "names", "override", "recipe_from", "recipe_to"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A named recipe.
+
+    Args:
+        name: on the command line.
+        paper: arXiv id, or empty.
+        about: one sentence.
+        bits: default widths.
+        stages: from widths to stages.
+    """
+
+    name: str
+    paper: str
+    about: str
+    bits: Bits
+    stages: Callable[[Bits], tuple[Stage, ...]]
+
+
+def _assign(bits: Bits) -> Assign:
+    """Per output channel, symmetric; activations dynamic per token; modulation linears weight-only, never under 4 bits."""
+    act = None if bits.act is None else Act(Int(bits.act))
+    return Assign(weight=Int(bits.weight), act=act, adaln=Int(max(bits.weight, 4)))
+
+
+def _rtn(bits: Bits) -> tuple[Stage, ...]:
+    return (_assign(bits), Rtn(), Ranges())
+
+
+def _rtn_clip(bits: Bits) -> tuple[Stage, ...]:
+    return (_assign(bits), Clip(), Rtn(), Ranges())
+
+
+def _smoothquant(bits: Bits) -> tuple[Stage, ...]:
+    return (Smooth(alpha=0.5), _assign(bits), Rtn(), Ranges())
+
+
+RECIPES: dict[str, Entry] = {
+    e.name: e
+    for e in (
+        Entry(
+            "rtn",
+            "",
+            "Round to nearest, per channel; activations dynamic per token. The plain baseline.",
+            Bits(8, 8),
+            _rtn,
+        ),
+        Entry(
+            "rtn-clip",
+            "",
+            "Round to nearest inside ranges searched for the least squared error.",
+            Bits(4, 8),
+            _rtn_clip,
+        ),
+        Entry(
+            "smoothquant",
+            "2211.10438",
+            "Channel scales folded into adaLN and V rows, then rtn.",
+            Bits(8, 8),
+            _smoothquant,
+        ),
+    )
+}
+
+
+def names() -> tuple[str, ...]:
+    """Names of all recipes."""
+    return tuple(RECIPES)
+
+
+def get(name: str, bits: Bits | str | None = None) -> Recipe:
+    """The recipe of this name at these widths (its own default if None). BadRecipe lists the names."""
+    entry = RECIPES.get(name)
+    if entry is None:
+        raise BadRecipe(f"unknown recipe '{name}'; known are {', '.join(RECIPES)}")
+    widths = entry.bits if bits is None else Bits.parse(bits) if isinstance(bits, str) else bits
+    return Recipe(entry.name, entry.paper, widths, describe(entry.stages(widths)))
+
+
+def recipe_to(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as JSON: ``{"name", "paper", "bits", "stages": [{"stage": tag, field: value, ...}]}``."""
+    stages = [{"stage": tag, **fields} for tag, fields in recipe.stages]
+    return {"name": recipe.name, "paper": recipe.paper, "bits": str(recipe.bits), "stages": stages}
+
+
+def recipe_from(data: Any) -> Recipe:
+    """The recipe that ``recipe_to`` wrote, or that a user wrote by hand. BadRecipe names what is wrong."""
+    if not isinstance(data, Mapping):
+        raise BadRecipe(f"a recipe must be a JSON object, not {type(data).__name__}")
+    if unknown := set(data) - {"name", "paper", "bits", "stages"}:
+        raise BadRecipe(f"a recipe has no field '{min(unknown)}'; its fields are name, paper, bits, stages")
+    stages = data.get("stages")
+    if (
+        not isinstance(data.get("name"), str)
+        or not isinstance(data.get("bits"), str)
+        or not isinstance(stages, list | tuple)
+    ):
+        raise BadRecipe("a recipe needs a name, bits such as 'w4a8', and a list of stages")
+    pairs = []
+    for item in stages:
+        if not isinstance(item, Mapping) or not isinstance(item.get("stage"), str):
+            raise BadRecipe(f"stage {item!r} of recipe '{data['name']}' must be an object with a 'stage' tag")
+        pairs.append((item["stage"], {k: v for k, v in item.items() if k != "stage"}))
+    recipe = Recipe(data["name"], str(data.get("paper", "")), Bits.parse(data["bits"]), tuple(pairs))
+    return Recipe(
+        recipe.name, recipe.paper, recipe.bits, describe(stages_of(recipe))
+    )  # defaults filled in, all checked
+
+
+def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
+    """Apply ``STAGE.FIELD[.FIELD...]=VALUE`` settings; values are JSON, or text where they are not. BadRecipe if wrong."""
+    data = json.loads(json.dumps(recipe_to(recipe)))
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        tag, *keys = path.strip().split(".")
+        targets = [s for s in data["stages"] if s["stage"] == tag]
+        if not equals or not keys:
+            raise BadRecipe(f"setting '{setting}': write STAGE.FIELD=VALUE")
+        if not targets:
+            have = ", ".join(s["stage"] for s in data["stages"])
+            raise BadRecipe(f"recipe '{recipe.name}' has no stage '{tag}'; its stages are {have}")
+        for target in targets:
+            _assign_at(target, keys, text, setting)
+    return recipe_from(data)
+
+
+def _assign_at(target: dict[str, Any], keys: Sequence[str], text: str, setting: str) -> None:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    node: Any = target
+    for key in keys[:-1]:
+        node = node.get(key)
+        if not isinstance(node, dict):
+            raise BadRecipe(f"setting '{setting}': '{key}' has no fields of its own")
+    node[keys[-1]] = value

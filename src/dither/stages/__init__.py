@@ -1,0 +1,74 @@
+"""Stages: the components of every method, one file each, and the closed table that JSON recipes name them by.
+
+A new method is a new file here, a line in ``STAGES``, and a recipe that names it.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from dither.errors import BadCheckpoint, BadRecipe
+from dither.spec import Recipe, fits, from_json, to_json
+from dither.stages.assign import Assign
+from dither.stages.base import Job, Phase, Stage, Store
+from dither.stages.clip import Clip
+from dither.stages.ranges import Ranges
+from dither.stages.rtn import Rtn
+from dither.stages.smooth import Smooth
+
+__all__ = [
+    "STAGES",
+    "Assign",
+    "Clip",
+    "Job",
+    "Phase",
+    "Ranges",
+    "Rtn",
+    "Smooth",
+    "Stage",
+    "Store",
+    "describe",
+    "stage_from",
+    "stages_of",
+]
+
+STAGES: dict[str, type[Any]] = {c.tag: c for c in (Smooth, Assign, Clip, Rtn, Ranges)}
+
+
+def describe(stages: Sequence[Stage]) -> tuple[tuple[str, Mapping[str, Any]], ...]:
+    """Stages as the plain data that a Recipe holds: (tag, all fields) each."""
+    return tuple((s.tag, {f.name: to_json(getattr(s, f.name)) for f in dataclasses.fields(s)}) for s in stages)  # type: ignore[arg-type]
+
+
+def stage_from(tag: str, fields: Mapping[str, Any]) -> Stage:
+    """The stage of a tag and JSON fields. BadRecipe names the unknown stage, field or value."""
+    cls = STAGES.get(tag)
+    if cls is None:
+        raise BadRecipe(f"unknown stage '{tag}'; known are {', '.join(STAGES)}")
+    hints = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for name, item in fields.items():
+        if name not in {f.name for f in dataclasses.fields(cls)}:
+            known = ", ".join(f.name for f in dataclasses.fields(cls)) or "none"
+            raise BadRecipe(f"stage '{tag}' has no field '{name}'; its fields are {known}")
+        try:
+            values[name] = from_json(item)
+        except BadCheckpoint as e:
+            raise BadRecipe(f"{tag}.{name}: {e}") from None
+        if not fits(values[name], hints[name]):
+            raise BadRecipe(f"{tag}.{name} cannot be {item!r}")
+    return typing.cast(Stage, cls(**values))
+
+
+def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
+    """A recipe's stages, ready to run. BadRecipe if they stand in an impossible order."""
+    stages = tuple(stage_from(tag, fields) for tag, fields in recipe.stages)
+    for before, after in pairwise(stages):
+        if after.phase < before.phase:
+            raise BadRecipe(
+                f"recipe '{recipe.name}': stage '{after.tag}' ({after.phase.name}) cannot follow "
+                f"'{before.tag}' ({before.phase.name})"
+            )
+    return stages

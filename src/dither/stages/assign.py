@@ -1,0 +1,58 @@
+"""ALLOCATE: one format for all linears, another for the modulation linears.
+
+The adaLN linears see one row per sample: memory-bound, a third of a DiT's weights, and cheap to keep exact in their input.
+They are weight-only by default. Layers that the family keeps in full precision (embedders, the last projection) stay so.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from dither.errors import BadRecipe
+from dither.spec import Act, Format, LinearSpec
+from dither.stages.base import Job, Phase
+
+__all__ = ["Assign"]
+
+
+@dataclass(frozen=True)
+class Assign:
+    """Uniform allocation.
+
+    Args:
+        weight: format of every weight; ``None`` leaves weights in full precision.
+        act: of every input, or None.
+        adaln: format of modulation weights, whose inputs stay full precision; ``None`` leaves them alone.
+        exclude: regular expression; layers whose name it finds stay in full precision.
+        time_groups: equal parts of the noise level that static activation tables tell apart.
+        branches: 2 gives unconditional rows static tables of their own.
+    """
+
+    tag: ClassVar[str] = "assign"
+    phase: ClassVar[Phase] = Phase.ALLOCATE
+    paper: ClassVar[str] = ""
+    weight: Format | None = None
+    act: Act | None = None
+    adaln: Format | None = None
+    exclude: str = ""
+    time_groups: int = 1
+    branches: int = 1
+
+    def run(self, job: Job) -> None:
+        """Write ``job.specs``."""
+        try:
+            excluded = re.compile(self.exclude) if self.exclude else None
+        except re.error as e:
+            raise BadRecipe(f"assign.exclude '{self.exclude}' is not a regular expression: {e}") from None
+        if self.time_groups < 1:
+            raise BadRecipe(f"assign.time_groups {self.time_groups}: must be at least 1")
+        if self.time_groups * self.branches > 1:
+            job.set_clock(tuple(i / self.time_groups for i in range(1, self.time_groups)), self.branches)
+        rows = self.time_groups * self.branches
+        table = replace(self.act, rows=rows) if self.act is not None and self.act.static else self.act
+        for layer in job.layers.values():
+            if layer.keep or (excluded is not None and excluded.search(layer.name)):
+                continue
+            weight, act = (self.adaln, None) if layer.kind == "adaln" else (self.weight, table)
+            if weight is not None or act is not None:
+                job.specs[layer.name] = replace(job.specs.get(layer.name, LinearSpec()), weight=weight, act=act)

@@ -1,0 +1,217 @@
+"""The job that stages work on, and what a stage is.
+
+A stage is a frozen dataclass with a phase and ``run(job)``. Phases run in order, and what a stage may do follows from it:
+
+    TRANSFORM   change weights and add online transforms; the model computes the same function afterwards
+    ALLOCATE    say what each layer is to become: ``job.specs``
+    WEIGHT      turn dense weights into stored tensors: ``job.commit``
+    ACT         calibrate static activation tables: ``job.activate``
+
+The model stays runnable throughout: a layer is an ``nn.Linear``, then perhaps a full-precision ``QLinear`` with online
+transforms, and after ``commit`` the ``QLinear`` that will be saved.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dither.calibrate import Probe, observe
+from dither.errors import BadRecipe, BadValue, DitherError
+from dither.models.base import Adapter, Call, Layer, linear_at
+from dither.nn import Clock, QLinear, tensor_layout
+from dither.nn import replace as put
+from dither.spec import Bits, LinearSpec, Plan, Rotation
+
+__all__ = ["Job", "Phase", "Stage", "Store"]
+
+
+class Phase(IntEnum):
+    """When a stage runs."""
+
+    TRANSFORM = 0
+    ALLOCATE = 1
+    WEIGHT = 2
+    ACT = 3
+
+
+class Store(Protocol):
+    """Where finished layers are kept while a job runs, so that an interrupted one can go on."""
+
+    def get(self, name: str) -> Mapping[str, Tensor] | None:
+        """The stored tensors of a layer committed earlier, or None."""
+
+    def put(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep a layer's stored tensors; atomic."""
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass
+class Job:
+    """One quantization in progress.
+
+    Args:
+        model: changed in place.
+        adapter: of its family.
+        bits: asked for.
+        seed: of everything random.
+        record: gives the calibration calls, made once, when a stage first needs them.
+        store: for resuming, or None.
+        progress: told (what, done, total).
+    """
+
+    model: nn.Module
+    adapter: Adapter
+    bits: Bits
+    seed: int
+    record: Callable[[], tuple[Call, ...]]
+    store: Store | None = None
+    progress: Callable[[str, int, int], None] = _silent
+    specs: dict[str, LinearSpec] = field(default_factory=dict)
+    grids: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    time_edges: tuple[float, ...] = ()
+    branches: int = 1
+    clock: Clock = field(default_factory=Clock)
+    _calls: tuple[Call, ...] | None = None
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """The recorded denoiser calls."""
+        if self._calls is None:
+            self._calls = self.record()
+        return self._calls
+
+    @property
+    def layers(self) -> dict[str, Layer]:
+        """Every linear of the model, by name."""
+        return {layer.name: layer for layer in self.adapter.layers(self.model)}
+
+    def set_clock(self, time_edges: tuple[float, ...], branches: int) -> None:
+        """Time groups and branches for every table of this job; two stages that disagree are an error."""
+        asked, have = (time_edges, branches), (self.time_edges, self.branches)
+        if have not in (((), 1), asked):
+            raise BadRecipe(f"two stages ask for different time groups: {have} and {asked}")
+        self.time_edges, self.branches = asked
+        self.clock.edges, self.clock.branches = torch.tensor(time_edges, dtype=torch.float32), branches
+
+    def rows(self, call: Call) -> Tensor:
+        """Clock row of each sample of a call, (B,) int64."""
+        return self.clock.rows_at(self.adapter.noise_level(self.model, call), self.adapter.branch(self.model, call))
+
+    def observe(self, what: str, probes: Mapping[str, tuple[Probe, ...]]) -> None:
+        """One pass over the calibration calls that feeds these probes."""
+        observe(self.model, self.calls, probes, self.rows, lambda i, n: self.progress(what, i, n))
+
+    def dense(self, name: str) -> Tensor:
+        """A layer's full-precision weight (N, K) as it now is, transforms included; not a copy."""
+        module = linear_at(self.model, name)
+        return module.get_buffer("weight_dense") if isinstance(module, QLinear) else module.weight.data
+
+    def online(
+        self, name: str, pre_scale: Tensor | None = None, rotation: tuple[Rotation, Tensor] | None = None
+    ) -> None:
+        """Add an online transform to a layer; the caller changes its dense weight to match.
+
+        Args:
+            name: of the layer.
+            pre_scale: (R, K) factors that the input is multiplied by; multiplies into one that is there.
+            rotation: the spec and its signs (K,) int8.
+        """
+        old = linear_at(self.model, name)
+        spec = self.specs.get(name, LinearSpec())
+        tensors: dict[str, Tensor] = {"weight_dense": self.dense(name)}
+        if isinstance(old, QLinear):
+            tensors |= {k: v for k, v in old.named_buffers() if k in ("pre_scale", "rotation_signs")}
+        if pre_scale is not None:
+            if spec.rotation is not None:
+                raise BadRecipe(f"layer '{name}' is scaled after it was rotated: put the scaling stage first")
+            tensors["pre_scale"] = tensors.get("pre_scale", torch.ones(1)) * pre_scale.float()
+            spec = replace(spec, pre_scale=tensors["pre_scale"].shape[0])
+        if rotation is not None:
+            spec, tensors["rotation_signs"] = replace(spec, rotation=rotation[0]), rotation[1]
+        self.specs[name] = spec
+        self._install(name, replace(spec, weight=None, act=None, lowrank=None), tensors)
+
+    def commit(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Finish a layer's weight.
+
+        Args:
+            name: of the layer, which has a spec.
+            make: gives the tensors of the weight format (and of the low-rank branch, prefixed ``lowrank_a_`` ...);
+                not called when an interrupted job already made them.
+        """
+        spec = self.specs[name]
+        kept = self.store.get(name) if self.store is not None else None
+        if kept is None:
+            kept = self._made(name, make)
+            if self.store is not None:
+                self.store.put(name, kept)
+        old = linear_at(self.model, name)
+        tensors = {k if k.startswith("lowrank_") else f"weight_{k}": v for k, v in kept.items()}
+        if isinstance(old, QLinear):
+            tensors |= {k: v for k, v in old.named_buffers() if k in ("pre_scale", "rotation_signs")}
+        act = None if spec.act is not None and spec.act.static else spec.act  # static tables come in the ACT phase
+        self._install(name, replace(spec, act=act), tensors)
+
+    def _made(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        """Errors in making a layer's tensors name the layer."""
+        try:
+            return make()
+        except DitherError as e:
+            raise type(e)(f"layer '{name}': {e}") from e
+
+    def activate(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Give a layer its static activation tables (``act_scale``, ``act_zero``) and switch its activations on."""
+        old = linear_at(self.model, name)
+        assert isinstance(old, QLinear)
+        kept = {k: v for k, v in old.named_buffers() if not k.startswith("act_")}
+        self._install(name, self.specs[name], {**kept, **tensors})
+
+    def _install(self, name: str, spec: LinearSpec, tensors: Mapping[str, Tensor]) -> None:
+        old = linear_at(self.model, name)
+        shape, device = (
+            (old.out_features, old.in_features),
+            tensors["weight_dense" if spec.weight is None else "weight_codes"].device,
+        )
+        dtype = tensors["weight_dense"].dtype if spec.weight is None else torch.float32
+        new = QLinear(spec, shape[1], shape[0], old.bias, self.clock, "meta", dtype)
+        if missing := set(tensor_layout(spec, shape)) - set(tensors):
+            raise BadRecipe(f"layer '{name}': the recipe never makes its '{sorted(missing)[0]}'")
+        new.load({k: v.to(device).contiguous() for k, v in tensors.items()})
+        put(self.model, name, new.train(old.training))
+
+    def finish(self) -> Plan:
+        """The plan of what was done; raises BadRecipe if a layer was promised something that no stage did."""
+        for name, spec in self.specs.items():
+            module = linear_at(self.model, name)
+            if not isinstance(module, QLinear) or module.spec != spec:
+                missing = (
+                    "a stage that makes its weights"
+                    if not isinstance(module, QLinear)
+                    else "a 'ranges' stage for its static activations"
+                )
+                raise BadRecipe(f"layer '{name}' is to be {spec}, but the recipe lacks {missing}")
+        return Plan(dict(self.specs), self.time_edges, self.branches)
+
+
+class Stage(Protocol):
+    """One component of a method: a frozen dataclass; its fields are its switches."""
+
+    tag: ClassVar[str]
+    phase: ClassVar[Phase]
+    paper: ClassVar[str]
+
+    def run(self, job: Job) -> None:
+        """Do the work on the job."""
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raise BadValue naming the tensor if it holds NaN or infinity."""
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise BadValue(f"tensor '{name}' holds NaN or infinity")

@@ -1,0 +1,57 @@
+"""What `evaluate` returns is what the page reads: no section may vanish because a key was renamed on one side."""
+
+import json
+
+import numpy as np
+import torch
+
+from dither.evaluate import RealStats, evaluate, layer_snr
+from dither.report import render
+
+
+def sampler(noise):
+    def sample(labels, seeds, on_step=None):
+        pictures = np.stack([np.random.default_rng(seed).normal(size=(8, 8, 1)) for seed in seeds])
+        pictures = pictures + noise * np.random.default_rng(1).normal(size=(8, 8, 1))
+        for step in range(3):
+            if on_step is not None:
+                on_step(step, 3.0 - step, torch.from_numpy(pictures))
+        return np.clip(128 + 40 * pictures, 0, 255).astype(np.uint8)
+
+    return sample
+
+
+def features(images):
+    flat = images.reshape(len(images), -1)[:, :4] / 255
+    return flat, flat
+
+
+features.name = "first four pixels"
+
+
+def test_page_shows_all_that_evaluate_measures(result):
+    measured = evaluate(
+        sampler(0.0), sampler(0.1), labels=[0, 1] * 4, seeds=range(8), batch_size=4, features=features,
+        real=RealStats(np.full(4, 0.5), np.eye(4) / 50, 100, 0.9),
+    )  # fmt: skip
+    full, quantized = torch.nn.Sequential(torch.nn.Linear(2, 2)), torch.nn.Sequential(torch.nn.Linear(2, 2))
+    snr = layer_snr(full, quantized, [((torch.ones(1, 2),), {}, 9.0), ((torch.ones(1, 2),), {}, 1.0)], ["0"])
+    frame = {key: value for key, value in result.items() if key not in measured}
+    page = render([json.loads(json.dumps({**frame, **measured, "layer_snr": snr.to_json()}))])
+    assert page.count("<h2>") == 7
+    for shown in (
+        f"{measured['psnr_db']['mean']:.2f}",
+        f"{measured['psnr_db']['ci95'][0]:.2f} to",
+        f"{measured['ssim']['mean']:.4f}",
+        f"{measured['fd']['to_full_precision']:.3g}",
+        f"± {measured['fd']['to_full_precision_se']:.2g}",
+        f"{measured['fd']['difference_to_real']:+.2g} ±",
+        f"{measured['noise_floor']['psnr_db']:.2f}",
+        f"{measured['noise_floor']['other_seeds_psnr_db']:.2f}",
+        f"{100 * measured['class_accuracy']['quantized']:.1f} %",
+        "first four pixels",
+        f"picture 7: {measured['psnr_db']['per_image'][7]:.2f} dB",
+        f"{100 * measured['drift']['relative'][-1]:.3g}% at the end",
+    ):
+        assert shown in page, shown
+    assert page.count('class="thumb"') == 8

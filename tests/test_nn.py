@@ -1,0 +1,294 @@
+"""Quantized linears, the clock and the read-only weight."""
+
+import copy
+
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from dither.errors import BadCheckpoint, Refused
+from dither.kernels import named
+from dither.nn import Clock, PackedWeight, QLinear, TimedLinear, build, install, start_clock, tensor_layout
+from dither.numerics import decode
+from dither.spec import PER_TENSOR, Act, Codebook, Int, LinearSpec, LowRank, Plan, Rotation, Timed
+
+SPECS = {
+    "w8a8": tiny.W8A8,
+    "w4": tiny.W4,
+    "rich": tiny.RICH,
+    "static": LinearSpec(Int(8), Act(Int(8, False), static=True)),
+    "codebook": LinearSpec(Codebook(2, 16)),
+    "act only": LinearSpec(None, Act(Int(8))),
+    "lowrank int": LinearSpec(Int(2), lowrank=LowRank(4, Int(8))),
+    "w1 per tensor": LinearSpec(Int(1, group=PER_TENSOR)),
+}
+
+
+def linear(spec: LinearSpec, n: int = 24, k: int = 16, bias: bool = True, clock: Clock | None = None) -> QLinear:
+    torch.manual_seed(0)
+    dense = nn.Linear(k, n, bias=bias)
+    made = build(spec, dense, clock)
+    assert isinstance(made, QLinear)
+    tiny.fill(made, dense.weight, 0)
+    return made.requires_grad_(False)
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_buffers_are_the_layout(spec):
+    layer = linear(spec)
+    found = {k: (tuple(v.shape), v.dtype) for k, v in layer.named_buffers()}
+    assert found == tensor_layout(spec, (24, 16))
+    assert isinstance(layer, nn.Linear)
+    assert [name for name, _ in layer.named_parameters()] == ["bias"]
+
+
+@pytest.mark.parametrize("spec", [s for s in SPECS.values() if s.act is None], ids=[k for k, s in SPECS.items() if s.act is None])
+def test_weight_only_is_the_dequantized_linear(spec):
+    layer = linear(spec)
+    x = torch.randn(3, 5, 16)
+    torch.testing.assert_close(layer(x), x @ layer.dequantized().T + layer.bias)
+
+
+def test_dequantized_undoes_scale_and_rotation():
+    spec = LinearSpec(Int(8), pre_scale=1, rotation=Rotation(8, seed=1), lowrank=LowRank(2))
+    layer = linear(spec, k=24)
+    x = torch.randn(7, 24)
+    torch.testing.assert_close(layer(x), x @ layer.dequantized().T + layer.bias, rtol=1e-4, atol=1e-5)
+    torch.manual_seed(0)
+    assert (layer.dequantized() - nn.Linear(24, 24).weight).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_output_has_the_dtype_and_shape_of_the_input(spec, dtype):
+    layer = linear(spec).to(dtype)
+    y = layer(torch.randn(2, 3, 16).to(dtype))
+    assert (y.dtype, tuple(y.shape)) == (dtype, (2, 3, 24))
+
+
+@pytest.mark.parametrize("cast", [nn.Module.half, nn.Module.bfloat16, lambda m: m.to(torch.float16), nn.Module.double])
+def test_casting_keeps_scales_and_casts_the_rest(cast):
+    layer = linear(tiny.RICH)
+    before = {k: v.clone() for k, v in layer.state_dict().items()}
+    cast(layer)
+    for name, value in layer.state_dict().items():
+        if name == "bias" or name.endswith("_dense"):
+            assert value.dtype != torch.float32
+        else:
+            assert value.dtype == before[name].dtype
+            assert torch.equal(value, before[name])
+
+
+def test_moving_to_meta_keeps_dtypes():
+    layer = linear(tiny.RICH)
+    dtypes = {k: v.dtype for k, v in layer.state_dict().items()}
+    layer.to("meta")
+    assert {k: v.dtype for k, v in layer.state_dict().items()} == dtypes
+    assert all(v.device.type == "meta" for v in layer.state_dict().values())
+
+
+def test_load_refuses_a_wrong_name_shape_or_dtype():
+    layer = linear(tiny.W8A8)
+    for name, tensor in {
+        "weight_zero": torch.zeros(24, 1, dtype=torch.uint8),
+        "weight_scale": torch.ones(24, 2),
+        "weight_codes": torch.zeros(24, 16, dtype=torch.int8),
+    }.items():
+        with pytest.raises(BadCheckpoint, match=name):
+            layer.load({name: tensor})
+
+
+def test_load_state_dict_forgets_what_kernels_prepared():
+    spec = LinearSpec(Int(8), Act(Int(8, False)))  # asymmetric inputs: the kernel keeps row sums of the weight
+    first, second = linear(spec), linear(spec)
+    tiny.fill(second, torch.randn(24, 16), 1)
+    x = torch.randn(4, 16)
+    first(x)
+    first.load_state_dict(second.state_dict())
+    assert torch.equal(first(x), second(x))
+
+
+def test_kernel_can_be_overridden():
+    layer = linear(tiny.W8A8)
+    x = torch.randn(4, 16)
+    real = layer(x)
+    assert not layer.simulated
+    layer.kernel = named("reference")
+    assert layer.simulated
+    torch.testing.assert_close(layer(x), real, rtol=1e-4, atol=1e-4)
+
+
+def test_deepcopy_is_independent():
+    layer = linear(tiny.W8A8)
+    twin = copy.deepcopy(layer)
+    twin.get_buffer("weight_scale").zero_()
+    assert layer.get_buffer("weight_scale").abs().min() > 0
+
+
+# --- the packed weight
+
+
+def test_weight_is_decoded_and_has_the_dtype_of_the_bias():
+    layer = linear(tiny.W4)
+    assert isinstance(layer.weight, PackedWeight)
+    assert torch.equal(layer.weight.as_subclass(torch.Tensor), decode(layer.stored(), tiny.W4.weight, (24, 16)))
+    assert linear(tiny.W4).bfloat16().weight.dtype == torch.bfloat16
+    assert tuple(layer.weight.shape) == (24, 16)
+
+
+def test_weight_cannot_be_written():
+    layer = linear(tiny.W4)
+    with pytest.raises(Refused, match="packed"):
+        _ = layer.weight.data
+    with pytest.raises(Refused, match="packed"):
+        layer.weight.data = torch.zeros(24, 16)
+    with pytest.raises((AttributeError, KeyError)):
+        layer.weight = nn.Parameter(torch.zeros(24, 16))
+
+
+# --- gradients
+
+
+@pytest.mark.parametrize("spec", [tiny.W8A8, tiny.W4, tiny.RICH], ids=["w8a8", "w4", "rich"])
+def test_gradient_is_that_of_the_dequantized_linear(spec):
+    layer = linear(spec).requires_grad_(True)
+    x = torch.randn(2, 3, 16, requires_grad=True)
+    with torch.no_grad():
+        quiet = layer(x)
+    y = layer(x)
+    assert torch.equal(y, quiet)  # training sees the same numbers as inference
+    g = torch.randn_like(y)
+    y.backward(g)
+    torch.testing.assert_close(x.grad, g @ layer.dequantized(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer.bias.grad, g.sum((0, 1)))
+
+
+def test_gradient_in_bfloat16_and_without_bias():
+    layer = linear(tiny.W8A8, bias=False)
+    x = torch.randn(5, 16, dtype=torch.bfloat16, requires_grad=True)
+    layer(x).float().sum().backward()
+    assert x.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(x.grad.float(), layer.dequantized().sum(0).expand(5, 16), rtol=2e-2, atol=2e-2)
+
+
+# --- the clock
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(
+    st.lists(st.floats(1 / 64, 63 / 64, width=32), max_size=5, unique=True).map(sorted),
+    st.lists(st.tuples(st.floats(0, 1, width=32), st.integers(0, 1)), min_size=1, max_size=6),
+    st.integers(1, 2),
+)
+def test_rows_count_the_edges_below(edges, samples, branches):
+    clock = Clock(tuple(edges), branches)
+    level, branch = torch.tensor([s[0] for s in samples]), torch.tensor([s[1] for s in samples])
+    want = [sum(e <= v for e in edges) * branches + (b if branches > 1 else 0) for v, b in samples]
+    assert clock.rows_at(level, branch).tolist() == want
+
+
+def test_pick_broadcasts_rows_over_tokens_and_folded_frames():
+    clock = Clock((0.5,))
+    clock.set(torch.tensor([0.9, 0.1]), torch.tensor([0, 0]))
+    table = torch.tensor([[1.0], [2.0]])
+    assert clock.pick(table, torch.zeros(2, 7, 3)).shape == (2, 1, 1)
+    assert clock.pick(table, torch.zeros(2, 3)).flatten().tolist() == [2, 1]
+    assert clock.pick(table, torch.zeros(6, 7, 3)).flatten().tolist() == [2, 2, 2, 1, 1, 1]
+    assert clock.pick(table[:1], torch.zeros(5, 3)).tolist() == [1.0]
+    with pytest.raises(BadCheckpoint, match="batch 3"):
+        clock.pick(table, torch.zeros(3, 3))
+
+
+def test_static_rows_follow_the_clock():
+    clock = Clock((0.5,))
+    layer = linear(LinearSpec(Int(8), Act(Int(8), static=True, rows=2)), clock=clock)
+    layer.load({"act_scale": torch.tensor([[0.5], [0.001]])})
+    x = torch.randn(2, 4, 16)
+    clock.set(torch.tensor([0.1, 0.9]), torch.tensor([0, 0]))
+    both = layer(x)
+    for i, level in enumerate((0.1, 0.9)):
+        clock.set(torch.tensor([level]), torch.tensor([0]))
+        torch.testing.assert_close(both[i : i + 1], layer(x[i : i + 1]))
+    clock.set(torch.tensor([0.9, 0.1]), torch.tensor([0, 0]))
+    assert not torch.allclose(layer(x), both)
+
+
+# --- timed variants
+
+
+def timed() -> tuple[TimedLinear, Clock, nn.Linear]:
+    clock = Clock((0.5,), branches=2)
+    torch.manual_seed(0)
+    dense = nn.Linear(16, 24)
+    static = LinearSpec(Int(8), Act(Int(8), static=True, rows=4))
+    made = build(Timed((tiny.W4, static), (0, 1, 1, 1)), dense, clock)
+    assert isinstance(made, TimedLinear)
+    for i, part in enumerate(made.variants):
+        tiny.fill(part, dense.weight, i)
+    return made.requires_grad_(False), clock, dense
+
+
+def test_timed_runs_each_sample_in_its_variant():
+    layer, clock, dense = timed()
+    x = torch.randn(6, 5, 16)  # three samples, two frames each
+    level, branch = torch.tensor([0.1, 0.9, 0.1]), torch.tensor([0, 0, 1])
+    clock.set(level, branch)
+    y = layer(x)
+    for i, variant in enumerate((0, 1, 1)):
+        clock.set(level[i : i + 1], branch[i : i + 1])
+        part = layer.variants[variant]
+        torch.testing.assert_close(y[2 * i : 2 * i + 2], part.compute(x[2 * i : 2 * i + 2], dense.bias))
+
+
+def test_timed_restores_the_clock_and_names_a_bad_batch():
+    layer, clock, _ = timed()
+    clock.set(torch.tensor([0.1, 0.9]), torch.tensor([0, 0]))
+    before = clock.row
+    layer(torch.randn(2, 5, 16))
+    assert clock.row is before
+    with pytest.raises(BadCheckpoint, match="batch 3"):
+        layer(torch.randn(3, 5, 16))
+
+
+def test_timed_stores_the_bias_once():
+    layer, _, dense = timed()
+    assert [k for k in layer.state_dict() if k.endswith("bias")] == ["bias"]
+    assert layer.bias is dense.bias
+
+
+# --- installing
+
+
+def test_install_replaces_only_what_the_plan_names():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    bias = model[0].bias
+    install(model, Plan({"0": tiny.W8A8}), read=None, device="meta")
+    assert isinstance(model[0], QLinear)
+    assert model[0].bias is bias
+    assert model[0].get_buffer("weight_codes").device.type == "meta"
+    assert type(model[1]) is nn.Linear
+
+
+def test_install_names_a_missing_layer():
+    with pytest.raises(BadCheckpoint, match="'7'"):
+        install(nn.Sequential(nn.Linear(4, 4)), Plan({"7": tiny.W8A8}), read=None)
+
+
+def test_clock_is_read_at_each_call_only_when_the_plan_has_rows():
+    calls = []
+
+    def read(args, kwargs):
+        calls.append((args, kwargs))
+        return torch.tensor([0.9]), torch.tensor([0])
+
+    model = nn.Sequential(nn.Linear(4, 4))
+    start_clock(model, Plan(), read)
+    model(torch.zeros(1, 4))
+    assert not calls
+    clock = start_clock(model, Plan(time_edges=(0.5,)), read)
+    model(torch.zeros(1, 4))
+    assert len(calls) == 1
+    assert clock.row.tolist() == [1]

@@ -1,0 +1,247 @@
+"""The spec is plain data: exact JSON, closed tags, values checked where they are made, and no torch."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dither.errors import BadCheckpoint, BadFormat, BadRecipe, DitherError
+from dither.spec import (
+    PER_ROW,
+    PER_TENSOR,
+    Act,
+    Bits,
+    Codebook,
+    Int,
+    LinearSpec,
+    LowRank,
+    Plan,
+    Recipe,
+    Rotation,
+    Timed,
+    from_json,
+    to_json,
+)
+
+EVERY = [
+    Int(4),
+    Int(1, symmetric=False, group=PER_TENSOR),
+    Int(8, group=128),
+    Codebook(4, 256),
+    Codebook(1, 3, row_scale=True),
+    Act(Int(8)),
+    Act(Int(6, False, 64), static=True, rows=20),
+    Rotation(36),
+    Rotation(1152, seed=7),
+    LowRank(16),
+    LowRank(8, weight=Int(8)),
+    LinearSpec(),
+    LinearSpec(Codebook(2, 16), Act(Int(8)), 5, Rotation(64), LowRank(4, Int(4))),
+    Timed((LinearSpec(Int(4)), LinearSpec()), (0, 0, 1)),
+    Plan(),
+    Plan({"a.b": LinearSpec(Int(4)), "c": Timed((LinearSpec(),), (0,))}, (0.25, 0.5), 2),
+]
+
+ints = st.builds(Int, st.integers(1, 8), st.booleans(), st.integers(-1, 256))
+formats = st.one_of(ints, st.builds(Codebook, st.integers(1, 8), st.integers(2, 65536), st.booleans()))
+acts = st.builds(Act, ints, st.booleans(), st.integers(1, 9))
+linears = st.builds(
+    LinearSpec,
+    st.none() | formats,
+    st.none() | acts,
+    st.integers(0, 9),
+    st.none() | st.builds(Rotation, st.integers(1, 99), st.integers(0, 9)),
+    st.none() | st.builds(LowRank, st.integers(1, 9), st.none() | formats),
+)
+timed = linears.flatmap(lambda s: st.builds(Timed, st.just((s, LinearSpec())), st.lists(st.integers(0, 1)).map(tuple)))
+edges = st.lists(st.floats(0.001, 0.999), unique=True).map(sorted).map(tuple)
+plans = st.builds(Plan, st.dictionaries(st.from_regex(r"[a-z.0-9]{1,8}"), linears | timed), edges, st.integers(1, 2))
+
+
+@pytest.mark.parametrize("value", EVERY, ids=lambda v: v.kind)
+def test_json_round_trip(value: Any) -> None:
+    text = json.dumps(to_json(value))
+    back = from_json(json.loads(text))
+    assert back == value
+    assert type(back) is type(value)
+    assert json.dumps(to_json(back)) == text
+
+
+def test_every_kind_is_in_the_table_above() -> None:
+    kinds = {v.kind for v in EVERY}
+    with pytest.raises(BadCheckpoint) as raised:
+        from_json({"kind": "?"})
+    assert {k.strip() for k in str(raised.value).partition("known are ")[2].split(",")} == kinds
+
+
+@given(plan=plans)
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_any_plan_round_trips(plan: Plan) -> None:
+    assert from_json(json.loads(json.dumps(to_json(plan)))) == plan
+
+
+def test_json_is_short_and_tagged() -> None:
+    assert to_json(Int(4)) == {"kind": "int", "bits": 4}
+    assert to_json(LinearSpec(Int(4, group=64), Act(Int(8)))) == {
+        "kind": "linear",
+        "weight": {"kind": "int", "bits": 4, "group": 64},
+        "act": {"kind": "act", "grid": {"kind": "int", "bits": 8}},
+    }
+
+
+def test_a_recipe_becomes_json() -> None:
+    recipe = Recipe("rtn", "", Bits(4, 8), (("rtn", {"group": 64}),))
+    assert json.loads(json.dumps(to_json(recipe))) == {
+        "name": "rtn",
+        "paper": "",
+        "bits": {"weight": 4, "act": 8},
+        "stages": [["rtn", {"group": 64}]],
+    }
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"kind": "trellis", "bits": 2}, "unknown kind 'trellis'"),
+        ({"kind": ["int"], "bits": 2}, "unknown kind"),
+        ({"kind": "int", "bits": 4, "groups": 8}, "int an unknown field 'groups'"),
+        ({"kind": "int", "bits": "4"}, "int.bits the value '4' of the wrong type"),
+        ({"kind": "int", "bits": 4.0}, "int.bits"),
+        ({"kind": "int", "bits": True}, "int.bits"),
+        ({"kind": "int", "bits": 4, "symmetric": 1}, "int.symmetric"),
+        ({"kind": "int"}, "incomplete int"),
+        ({"kind": "act", "grid": {"kind": "codebook", "dim": 2, "size": 4}}, "act.grid"),
+        ({"kind": "linear", "weight": {"kind": "rotation", "block": 4}}, "linear.weight"),
+        ({"kind": "linear", "weight": {"bits": 4}}, "linear.weight"),
+        ({"kind": "plan", "layers": {"a": {"kind": "int", "bits": 4}}}, "plan.layers"),
+        ({"kind": "plan", "layers": []}, "plan.layers"),
+        ({"kind": "plan", "time_edges": ["0.5"]}, "plan.time_edges"),
+        ({"kind": "plan", "time_edges": 0.5}, "plan.time_edges"),
+        ({"kind": "timed", "variants": [{"kind": "linear"}], "select": [False]}, "timed.select"),
+    ],
+)
+def test_foreign_json_is_refused(data: Any, message: str) -> None:
+    with pytest.raises(BadCheckpoint) as raised:
+        from_json(data)
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Int(0),
+        lambda: Int(9),
+        lambda: Int(4, group=-2),
+        lambda: Codebook(0, 4),
+        lambda: Codebook(2, 1),
+        lambda: Codebook(2, 65537),
+        lambda: Timed((), ()),
+        lambda: Timed((LinearSpec(),), (1,)),
+        lambda: Timed((LinearSpec(),), (-1,)),
+        lambda: Plan(time_edges=(0.5, 0.5)),
+        lambda: Plan(time_edges=(0.6, 0.5)),
+        lambda: Plan(time_edges=(0.0,)),
+        lambda: Plan(time_edges=(1.0,)),
+        lambda: Plan(time_edges=(float("nan"),)),
+        lambda: Plan(branches=0),
+        lambda: Plan(branches=3),
+    ],
+)
+def test_values_out_of_range_are_refused(make: Any) -> None:
+    with pytest.raises(BadFormat) as raised:
+        make()
+    assert "\n" not in str(raised.value)
+
+
+def test_out_of_range_json_is_a_user_error_too() -> None:
+    with pytest.raises(DitherError, match="9 bits"):
+        from_json({"kind": "int", "bits": 9})
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("w4a8", Bits(4, 8)),
+        ("W8A8", Bits(8, 8)),
+        ("w2", Bits(2)),
+        ("w4a16", Bits(4)),
+        ("w1a1", Bits(1, 1)),
+    ],
+)
+def test_bits(text: str, want: Bits) -> None:
+    assert Bits.parse(text) == want
+    assert Bits.parse(str(want)) == want
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "w",
+        "4",
+        "a8",
+        "4a8",
+        "w4a",
+        "wa8",
+        "w0",
+        "w9",
+        "w16",
+        "w4a0",
+        "w4a9",
+        "w4a32",
+        "w4a8b",
+        "w-4",
+        "w4 a8",
+        "w²",
+    ],
+)
+def test_bits_that_are_not_understood(text: str) -> None:
+    with pytest.raises(BadRecipe) as raised:
+        Bits.parse(text)
+    assert f"'{text}'" in str(raised.value)
+
+
+@pytest.mark.parametrize(("size", "bits"), [(2, 1), (3, 2), (4, 2), (5, 3), (256, 8), (257, 9), (65536, 16)])
+def test_codebook_bits(size: int, bits: int) -> None:
+    assert Codebook(1, size).bits == bits
+
+
+def test_plan_rows() -> None:
+    assert Plan().rows == 1
+    assert Plan(time_edges=(0.1, 0.2), branches=2).rows == 6
+
+
+def test_words_for_people() -> None:
+    assert str(Int(4, False, 128)) == "int4 asym group 128"
+    assert str(Int(8, group=PER_TENSOR)) == "int8 sym per tensor"
+    assert str(Codebook(4, 256, True)) == "codebook 256x4 row-scaled"
+    assert str(Act(Int(8))) == "int8 sym per token dynamic"
+    assert str(Act(Int(8, group=PER_ROW), static=True, rows=10)) == "int8 sym per tensor static x10"
+    assert str(Bits(4, 8)) == "w4a8"
+
+
+def test_frozen() -> None:
+    for value in EVERY:
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            value.kind = "other"
+
+
+def test_no_torch_in_the_spec() -> None:
+    """Loaded on its own, by path: importing the package may load torch, the spec itself must not."""
+    code = (
+        "import importlib.util, sys, types\n"
+        "package = types.ModuleType('dither'); package.__path__ = [sys.argv[1]]; sys.modules['dither'] = package\n"
+        "import dither.spec\n"
+        "print(sorted(m for m in ('torch', 'numpy', 'diffusers') if m in sys.modules))"
+    )
+    folder = sys.modules["dither.spec"].__file__
+    assert folder is not None
+    run = subprocess.run(
+        [sys.executable, "-c", code, folder.rpartition("/")[0]], capture_output=True, text=True, check=False
+    )
+    assert run.stdout.strip() == "[]", run.stderr

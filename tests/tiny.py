@@ -1,0 +1,98 @@
+"""Tiny models that tests quantize in place, round to nearest."""
+
+import torch
+from diffusers import DiTTransformer2DModel
+from torch import nn
+
+from dither.checkpoint import Header, attach
+from dither.nn import QLinear, TimedLinear, install
+from dither.numerics import encode, random_signs, rotate
+from dither.spec import Act, Codebook, Int, LinearSpec, LowRank, Plan, Rotation, Timed
+
+
+def dit(seed: int = 0, **changes: object) -> DiTTransformer2DModel:
+    """Two blocks of width 16; adaLN-zero's zeros are made random, so that every layer matters."""
+    torch.manual_seed(seed)
+    config = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "in_channels": 1,
+        "num_layers": 2,
+        "sample_size": 8,
+        "patch_size": 2,
+        "num_embeds_ada_norm": 10,
+        "norm_type": "ada_norm_zero",
+        "activation_fn": "gelu-approximate",
+    }
+    return DiTTransformer2DModel(**{**config, **changes}).eval()
+
+
+W8A8 = LinearSpec(Int(8), Act(Int(8)))
+W4 = LinearSpec(Int(4, False, group=8))
+STATIC = LinearSpec(Int(8), Act(Int(8, False), static=True, rows=6))
+"""One row for each of three time groups and two branches."""
+RICH = LinearSpec(Int(3, False), Act(Int(8)), 1, Rotation(16, seed=3), LowRank(2))
+TIMED = Timed((W8A8, LinearSpec(Int(4), Act(Int(8)))), (0, 0, 1, 1, 1, 1))
+
+BLOCK = "transformer_blocks.{}."
+
+
+def plan() -> Plan:
+    """Every kind of spec at once, with time groups and branches."""
+    layers = {}
+    for i in range(2):
+        head = BLOCK.format(i)
+        layers[head + "norm1.linear"] = W4
+        layers |= {head + f"attn1.to_{x}": W8A8 for x in "qk"}
+        layers[head + "attn1.to_v"] = RICH
+        layers[head + "attn1.to_out.0"] = STATIC
+        layers[head + "ff.net.0.proj"] = LinearSpec(Codebook(2, 16, row_scale=True))
+    layers[BLOCK.format(0) + "ff.net.2"] = TIMED
+    layers[BLOCK.format(1) + "ff.net.2"] = LinearSpec(None, Act(Int(8)), pre_scale=6)
+    return Plan(layers, time_edges=(0.3, 0.7), branches=2)
+
+
+def timeless() -> Plan:
+    """The layers of ``plan`` that need no clock."""
+    full = plan()
+    return Plan({k: v for k, v in full.layers.items() if v in (W8A8, W4, RICH)})
+
+
+def fill(module: QLinear, weight: torch.Tensor, seed: int) -> None:
+    """Buffers of a quantized linear for this dense weight (N, K); tables are arbitrary but valid."""
+    make = torch.Generator().manual_seed(seed)
+    spec, tensors = module.spec, {}
+    w = weight.detach().clone()
+    if spec.pre_scale:
+        tensors["pre_scale"] = torch.rand(spec.pre_scale, w.shape[1], generator=make) + 0.5
+        w = w / tensors["pre_scale"].mean(0)
+    if spec.rotation is not None:
+        tensors["rotation_signs"] = random_signs(w.shape[1], spec.rotation.seed)
+        w = rotate(w, tensors["rotation_signs"], spec.rotation.block)
+    if spec.lowrank is not None:
+        u, s, v = torch.linalg.svd(w, full_matrices=False)
+        r = spec.lowrank.rank
+        parts = {"lowrank_a": (s[:r, None] * v[:r]).contiguous(), "lowrank_b": u[:, :r].contiguous()}
+        w = w - parts["lowrank_b"] @ parts["lowrank_a"]
+        for name, part in parts.items():
+            stored = {"dense": part} if spec.lowrank.weight is None else encode(part, spec.lowrank.weight)
+            tensors |= {f"{name}_{k}": t for k, t in stored.items()}
+    if spec.act is not None and spec.act.static:
+        tensors["act_scale"] = torch.rand(spec.act.rows, 1, generator=make) * 0.02 + 0.005
+        if not spec.act.grid.symmetric:
+            tensors["act_zero"] = torch.randint(100, 156, (spec.act.rows, 1), generator=make, dtype=torch.uint8)
+    stored = {"dense": w} if spec.weight is None else encode(w, spec.weight)
+    module.load({**tensors, **{f"weight_{k}": t for k, t in stored.items()}})
+
+
+def quantize(model: nn.Module, plan: Plan, read: object) -> Header:
+    """Quantize a model in place as the plan says, and let it carry its header."""
+    weights = {name: model.get_submodule(name).weight for name in plan.layers}
+    install(model, plan, read)
+    for i, name in enumerate(plan.layers):
+        module = model.get_submodule(name)
+        for j, part in enumerate(module.variants if isinstance(module, TimedLinear) else [module]):
+            fill(part, weights[name], 10 * i + j)
+    header = Header(plan, {"name": "rtn", "bits": "w8a8"}, "0.1.0")
+    attach(model, header)
+    return header
