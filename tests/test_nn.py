@@ -45,7 +45,9 @@ def test_buffers_are_the_layout(spec):
     assert [name for name, _ in layer.named_parameters()] == ["bias"]
 
 
-@pytest.mark.parametrize("spec", [s for s in SPECS.values() if s.act is None], ids=[k for k, s in SPECS.items() if s.act is None])
+@pytest.mark.parametrize(
+    "spec", [s for s in SPECS.values() if s.act is None], ids=[k for k, s in SPECS.items() if s.act is None]
+)
 def test_weight_only_is_the_dequantized_linear(spec):
     layer = linear(spec)
     x = torch.randn(3, 5, 16)
@@ -285,10 +287,11 @@ def test_clock_is_read_at_each_call_only_when_the_plan_has_rows():
         return torch.tensor([0.9]), torch.tensor([0])
 
     model = nn.Sequential(nn.Linear(4, 4))
-    start_clock(model, Plan(), read)
+    start_clock(model, Clock(), read)
     model(torch.zeros(1, 4))
     assert not calls
-    clock = start_clock(model, Plan(time_edges=(0.5,)), read)
+    clock = Clock((0.5,))
+    start_clock(model, clock, read)
     model(torch.zeros(1, 4))
     assert len(calls) == 1
     assert clock.row.tolist() == [1]

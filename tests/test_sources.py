@@ -1,4 +1,5 @@
 import json
+import logging
 import re
 import shutil
 import struct
@@ -125,8 +126,16 @@ def test_quantized_pipeline_opens_like_any_other(tmp_path, dtype):
 
 
 def test_opening_is_quiet(pipeline, capfd, recwarn):
-    open_source(str(pipeline))
-    open_source("zoo:fashion")
+    heard, logger = [], logging.getLogger("diffusers")
+    handler = logging.Handler()
+    handler.emit = lambda record: heard.append(record.getMessage())
+    logger.addHandler(handler)
+    try:
+        open_source(str(pipeline), torch.bfloat16)
+        open_source("zoo:fashion", torch.bfloat16)
+    finally:
+        logger.removeHandler(handler)
+    assert heard == []
     assert capfd.readouterr() == ("", "")
     assert [str(w.message) for w in recwarn] == []
 

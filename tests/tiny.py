@@ -96,3 +96,49 @@ def quantize(model: nn.Module, plan: Plan, read: object) -> Header:
     header = Header(plan, {"name": "rtn", "bits": "w8a8"}, "0.1.0")
     attach(model, header)
     return header
+
+
+class Denoiser(nn.Module):
+    """Of a class that nobody prepared: a tied weight, an integer buffer, a layer that stays in full precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(16, 16)
+        self.second = nn.Linear(16, 16, bias=False)
+        self.third = nn.Linear(16, 16)
+        self.last = nn.Linear(16, 16)
+        self.tied = nn.Linear(16, 16, bias=False)
+        self.tied.weight = self.last.weight
+        self.register_buffer("steps", torch.arange(5))
+
+    def forward(self, x, t, cond):
+        for layer in (self.first, self.second, self.third, self.last):
+            x = x + layer(torch.tanh(x))
+        return x + self.tied(x)
+
+
+PLAN = Plan({"first": RICH, "second": STATIC, "third": TIMED}, time_edges=(0.25, 0.75), branches=2)
+
+
+def read(args, kwargs):
+    return args[1], kwargs["cond"]
+
+
+def dense(seed: int = 0) -> Denoiser:
+    torch.manual_seed(seed)
+    return Denoiser()
+
+
+def run(model: Denoiser) -> torch.Tensor:
+    """The same samples through any Denoiser: three noise levels, both branches."""
+    x = torch.randn(3, 4, 16, generator=torch.Generator().manual_seed(1)).to(model.last.weight.dtype)
+    with torch.no_grad():
+        return model(x, torch.tensor([0.1, 0.5, 0.9]), cond=torch.tensor([0, 1, 1]))
+
+
+def same_state(a: nn.Module, b: nn.Module) -> bool:
+    """Equal names, dtypes and bits."""
+    left, right = a.state_dict(), b.state_dict()
+    return set(left) == set(right) and all(
+        left[k].dtype == right[k].dtype and torch.equal(left[k], right[k]) for k in left
+    )

@@ -6,7 +6,7 @@ that LoRA adapters attach, but its weight is packed and cannot be written: see `
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,12 @@ from dither.kernels.gradient import run
 from dither.numerics import decode, layout, rotate, unrotate
 from dither.spec import Format, LinearSpec, Plan, Spec, Timed
 
-__all__ = ["Clock", "PackedWeight", "QLinear", "TimedLinear", "build", "install", "replace", "tensor_layout"]
+__all__ = ["Clock", "PackedWeight", "QLinear", "Read", "TimedLinear", "build", "install", "replace", "tensor_layout"]
 
 Layout: TypeAlias = dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+Read: TypeAlias = Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Tensor, Tensor]]
+"""Arguments of a denoiser call -> normalized noise level (B,) and branch (B,)."""
 
 
 class Clock:
@@ -59,9 +62,7 @@ class Clock:
 class ClockHook:
     """A forward pre-hook of the whole denoiser that reads its arguments and sets the clock."""
 
-    def __init__(
-        self, clock: Clock, read: Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Tensor, Tensor]]
-    ) -> None:
+    def __init__(self, clock: Clock, read: Read) -> None:
         self.clock = clock
         self.read = read
 
@@ -276,8 +277,7 @@ class TimedLinear(nn.Module):
         if len(set(chosen)) == 1:
             return self._run(chosen[0], x)
         index = self._spread(torch.tensor(chosen, device=x.device), x)
-        y = torch.empty(*x.shape[:-1], self.out_features, dtype=x.dtype, device=x.device)
-        row = self.clock.row
+        y, row = x.new_empty(*x.shape[:-1], self.out_features), self.clock.row
         for i in sorted(set(chosen)):
             mine = index == i
             self.clock.row = row[torch.tensor(chosen, device=row.device) == i]
@@ -301,9 +301,7 @@ class TimedLinear(nn.Module):
         return index.repeat_interleave(x.shape[0] // index.shape[0])
 
     def _run(self, index: int, x: Tensor) -> Tensor:
-        variant = self.variants[index]
-        assert isinstance(variant, QLinear)
-        return variant.compute(x, self.bias)
+        return cast(QLinear, self.variants[index]).compute(x, self.bias)
 
 
 def build(
@@ -330,12 +328,13 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
 def install(
     model: nn.Module,
     plan: Plan,
-    read: Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Tensor, Tensor]],
+    read: Read,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Clock:
     """Put empty modules where the plan says, ready to be loaded, and start the clock. BadCheckpoint names a bad layer."""
-    clock = start_clock(model, plan, read)
+    clock = Clock(plan.time_edges, plan.branches)
+    start_clock(model, clock, read)
     modules = dict(model.named_modules())
     for name, spec in plan.layers.items():
         linear = modules.get(name)
@@ -345,11 +344,7 @@ def install(
     return clock
 
 
-def start_clock(
-    model: nn.Module, plan: Plan, read: Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Tensor, Tensor]]
-) -> Clock:
-    """A clock for the plan; a hook on the model sets it at each call, unless every table has one row."""
-    clock = Clock(plan.time_edges, plan.branches)
-    if plan.rows > 1:
+def start_clock(model: nn.Module, clock: Clock, read: Read) -> None:
+    """Let a hook on the model set the clock at each call, unless every table has one row."""
+    if len(clock.edges) or clock.branches > 1:
         model.register_forward_pre_hook(ClockHook(clock, read), with_kwargs=True)
-    return clock

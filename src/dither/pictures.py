@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from dither.errors import BadValue
-from dither.evaluate.protocol import Label, Pictures
+from dither.evaluation.protocol import Label, Pictures
 
 __all__ = ["PIXELS", "grid", "save_npz", "show_latents", "to_uint8"]
 

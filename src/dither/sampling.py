@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dither.errors import BadModel, BadValue
-from dither.evaluate.protocol import Label, OnStep, Pictures, Sampler
+from dither.evaluation.protocol import Label, OnStep, Pictures, Sampler
 from dither.pictures import PIXELS, grid, save_npz, show_latents, to_uint8
 
 __all__ = ["OnProgress", "default_labels", "grid", "sampler_for", "save_npz", "show_latents"]

@@ -89,7 +89,7 @@ def _open_zoo(text: str, dtype: torch.dtype) -> Source:
     name = text.removeprefix(ZOO)
     with _quiet():
         pipeline: Any = zoo.load(name)
-    pipeline.transformer.to(dtype)
+    nn.Module.to(pipeline.transformer, dtype)  # diffusers' own ``to`` logs a note at every cast
     files = weight_files_in(zoo.path(name) / "transformer")
     return _source(text, pipeline, pipeline.transformer, "transformer", files, name)
 

@@ -194,6 +194,13 @@ def test_a_pickle_of_code_is_refused_and_not_run(tmp_path, capsys):
     assert "code ran" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("content", [b"", b"hello world, this is text", bytes(range(256)) * 9])
+def test_garbage_is_named(tmp_path, content):
+    (tmp_path / "bad.pt").write_bytes(content)
+    with pytest.raises(BadModel, match=re.escape(str(tmp_path / "bad.pt"))):
+        read_facebook(tmp_path / "bad.pt")
+
+
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
 def test_truncated_files_are_named(tmp_path, suffix):
     path = tmp_path / f"dit.{suffix}"

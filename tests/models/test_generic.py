@@ -119,6 +119,8 @@ def pixart():
             ["transformer_blocks.0", "single_transformer_blocks.0", "single_transformer_blocks.1"],
             {
                 "single_transformer_blocks.1.proj_mlp": "fc1",
+                "single_transformer_blocks.1.proj_out": "other",
+                "proj_out": "final",
                 "single_transformer_blocks.1.attn.to_q": "qkv",
                 "transformer_blocks.0.ff.net.2": "fc2",
                 "x_embedder": "embed",
@@ -145,6 +147,34 @@ def test_families_of_diffusers(build, blocks, kinds):
     layers = {layer.name: layer for layer in adapter.layers(model)}
     assert {name: layers[name].kind for name in kinds} == kinds
     assert all(bool(layer.keep) == (layer.block == "") for layer in layers.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("layers.3.feed_forward.linear_3", "fc1"),
+        ("layers.3.feed_forward.linear_2", "fc2"),
+        ("blocks.0.ff.out_projection", "fc2"),
+        ("blocks.0.attn.qkv", "qkv"),
+        ("blocks.0.attn.proj", "attn_out"),
+        ("blocks.0.mlp.fc1", "fc1"),
+        ("blocks.0.adaLN_modulation.1", "adaln"),
+        ("blocks.0.cross_attn.kv_linear", "cross_kv"),
+        ("transformer_blocks.0.img_mod.1", "adaln"),
+        ("layers.0.feed_forward.w2", "fc2"),
+        ("layers.0.attention.to_out.0", "attn_out"),
+        ("blocks.0.something", "other"),
+    ],
+)
+def test_kinds_by_name(name, kind):
+    model = nn.ModuleDict()
+    parent = model
+    *path, leaf = name.split(".")
+    for part in path:
+        parent[part] = nn.ModuleDict()
+        parent = parent[part]
+    parent[leaf] = nn.Linear(2, 2)
+    assert [layer.kind for layer in Generic().layers(model) if layer.name == name] == [kind]
 
 
 X = torch.zeros(2, 1, 4, 4)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import torch
 
-from dither.evaluate import RealStats, evaluate, layer_snr
+from dither.evaluation import RealStats, evaluate, layer_snr
 from dither.report import render
 
 

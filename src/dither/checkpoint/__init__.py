@@ -9,9 +9,9 @@
 writes the same tensors and the same ``quantization_config`` in diffusers' own folders, and checks them with the same code.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -28,13 +28,12 @@ from dither.checkpoint.files import (
 )
 from dither.checkpoint.header import METHOD, Header, attach, config_of, header_from, header_of, plan_digest
 from dither.errors import BadCheckpoint, DitherError
-from dither.nn import QLinear, TimedLinear, install
+from dither.nn import QLinear, Read, TimedLinear, install
 from dither.spec import Plan, Spec, Timed
 
 __all__ = [
     "METHOD",
     "Header",
-    "Read",
     "atomic_folder",
     "attach",
     "check_files",
@@ -51,9 +50,6 @@ __all__ = [
     "save",
     "verify",
 ]
-
-Read: TypeAlias = Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Tensor, Tensor]]
-"""Arguments of a denoiser call -> normalized noise level (B,) and branch (B,)."""
 
 
 def save(model: nn.Module, directory: str | Path, header: Header, max_shard_size: int | str = "10GB") -> None:

@@ -21,8 +21,6 @@ from dither.errors import BadCheckpoint, DitherError
 
 __all__ = [
     "CONFIG",
-    "INDEX",
-    "WEIGHTS",
     "Reader",
     "atomic_folder",
     "opened",
@@ -33,8 +31,8 @@ __all__ = [
 ]
 
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+STEMS = ("model", "diffusion_pytorch_model")
+"""Of weight files and their index: ours, and diffusers'."""
 
 
 @contextmanager
@@ -95,13 +93,13 @@ def write_shards(
 ) -> None:
     """One safetensors file, or several and their index, in the naming of diffusers and transformers."""
     split = split_torch_state_dict_into_shards(
-        dict(tensors), filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
+        dict(tensors), filename_pattern=f"{STEMS[0]}{{suffix}}.safetensors", max_shard_size=max_shard_size
     )
     for file, names in split.filename_to_tensors.items():
         save_file({k: tensors[k] for k in names}, folder / file, metadata={"format": "pt", **metadata})
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        write_json(folder / INDEX, index)
+        write_json(folder / f"{STEMS[0]}.safetensors.index.json", index)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -120,17 +118,24 @@ def read_json(path: Path) -> Any:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a checkpoint folder, from its index when there is one."""
-    if not (folder / INDEX).is_file():
-        return [folder / WEIGHTS]
-    index = read_json(folder / INDEX)
+    """The weight files of a checkpoint folder, from its index when there is one. Folders of diffusers are read as well."""
+    for stem in STEMS:
+        if (folder / f"{stem}.safetensors.index.json").is_file():
+            return _indexed(folder / f"{stem}.safetensors.index.json")
+        if (folder / f"{stem}.safetensors").is_file():
+            return [folder / f"{stem}.safetensors"]
+    raise BadCheckpoint(f"'{folder / STEMS[0]}.safetensors' is missing")
+
+
+def _indexed(path: Path) -> list[Path]:
+    index = read_json(path)
     table = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(table, dict) or not all(isinstance(v, str) for v in table.values()):
-        raise BadCheckpoint(f"'{folder / INDEX}' has no valid 'weight_map'")
+        raise BadCheckpoint(f"'{path}' has no valid 'weight_map'")
     files = sorted(set(table.values()))
     if bad := [f for f in files if Path(f).name != f or not f.endswith(".safetensors")]:
-        raise BadCheckpoint(f"'{folder / INDEX}' names '{bad[0]}', which is not a safetensors file in its folder")
-    return [folder / f for f in files]
+        raise BadCheckpoint(f"'{path}' names '{bad[0]}', which is not a safetensors file in its folder")
+    return [path.parent / f for f in files]
 
 
 class Reader:

@@ -160,7 +160,9 @@ class DitherQuantizer(DiffusersQuantizer):
         state = model.state_dict()
         for name, dtype in self.packed.items():
             if state[name].dtype != dtype or state[name].device.type == "meta":
-                raise BadCheckpoint(f"tensor '{name}' was cast or lost while loading (offload_state_dict is not supported)")
+                raise BadCheckpoint(
+                    f"tensor '{name}' was cast or lost while loading (offload_state_dict is not supported)"
+                )
         attach(model, self.header)
 
     def get_state_dict_and_metadata(
@@ -171,7 +173,7 @@ class DitherQuantizer(DiffusersQuantizer):
             raise Refused("a quantized model is saved as safetensors only; leave safe_serialization=True")
         for name in self.header.plan.layers:
             if any(key.startswith(f"{name}.base_layer.") for key in state_dict):
-                raise Refused(f"an adapter is attached to layer '{name}': save and delete it, then save the model")
+                raise Refused(f"an adapter is attached to layer '{name}': take it off with unload_lora(), then save")
         return state_dict, metadata_of(state_dict, self.header.plan)
 
     def _dequantize(self, model: nn.Module) -> nn.Module:

@@ -27,7 +27,6 @@ from typing import Any, cast
 
 import torch
 from diffusers import DiTTransformer2DModel
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -135,9 +134,13 @@ def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of a file by name, mapped into memory; the moving average where there is one."""
     try:
         raw: Any = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, SafetensorError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise BadModel(f"{path} cannot be read as a file of weights only: {first}") from error
+    except pickle.UnpicklingError as error:
+        raise BadModel(
+            f"{path} is refused: it is damaged or holds more than weights, and no code of a checkpoint is ever run."
+        ) from error
+    except Exception as error:  # garbage makes the unpickler fail in many ways
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise BadModel(f"{path} cannot be read as a checkpoint: {lines[0]}") from error
     for key in WRAPPERS:
         if isinstance(raw, Mapping) and isinstance(raw.get(key), Mapping):
             raw = raw[key]

@@ -36,8 +36,8 @@ KINDS: tuple[tuple[str, Kind], ...] = (
     (r"(attn2|cross)\w*\.(.*\.)?(to_[kv]|[kv]_proj|[kv]|key|value|w[kv]|kv|to_kv|kv_linear)$", "cross_kv"),
     (r"(^|\.)(to_[qkv]|add_[qkv]_proj|[qkv]_proj|qkv\w*|to_qkv\w*|in_proj|query|key|value|w[qkv]|q|k|v)$", "qkv"),
     (r"(^|\.)(to_out(\.0)?|to_add_out|out_proj|o_proj|wo|attn\w*\.(.*\.)?(proj|o|out))$", "attn_out"),
-    (r"(net\.0\.proj|fc1|w1|w3|gate_proj|up_proj|lin1|proj_mlp|(ff|ffn|mlp|feed_forward)\w*\.(linear_1|0))$", "fc1"),
-    (r"(net\.2|fc2|w2|down_proj|lin2|(ff|ffn|mlp|feed_forward)\w*\.(linear_2|2))$", "fc2"),
+    (r"(net\.0\.proj|fc1|w1|w3|gate_proj|up_proj|lin1|proj_mlp|(ff|ffn|mlp|feed_forward)\w*\.(linear_[13]|0))$", "fc1"),
+    (r"(net\.2|fc2|w2|down_proj|lin2|(ff|ffn|mlp|feed_forward)\w*\.(linear_2|out_projection|2))$", "fc2"),
     (r"(embed|time_proj|t_block)", "embed"),
     (r"(^|\.)(final|norm_out|proj_out|head|output)", "final"),
 )
@@ -63,7 +63,7 @@ class Generic:
                 keep = ENDS if name in ends else ""
             if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention):
                 keep = READ_DIRECTLY
-            found.append(Layer(name, _kind(name), keep, block))
+            found.append(Layer(name, _kind(name, bool(block)), keep, block))
         return found
 
     def blocks(self, model: nn.Module) -> Sequence[str]:
@@ -141,8 +141,9 @@ def _time(model: nn.Module, call: Call) -> Any:
     return second if number else None
 
 
-def _kind(name: str) -> Kind:
-    return next((kind for pattern, kind in KINDS if re.search(pattern, name, re.IGNORECASE)), "other")
+def _kind(name: str, in_block: bool) -> Kind:
+    kind: Kind = next((kind for pattern, kind in KINDS if re.search(pattern, name, re.IGNORECASE)), "other")
+    return "other" if in_block and kind == "final" else kind  # a block's own proj_out is not the model's
 
 
 def _hinted(model: nn.Module) -> list[str]:

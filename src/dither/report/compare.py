@@ -37,10 +37,10 @@ def comparison(results: Sequence[Results]) -> str:
             rows += _references(result)
         rows.append(("quantized", _row(result)))
     notes = [
-        "Pictures are drawn in pairs from the same seeds. <em>Other batch size</em> is what arithmetic alone changes;"
-        " <em>other seeds</em> is how far apart unrelated pictures are.",
-        "FD is the Frechet distance of " + _feature_names(results) + ", comparable only at equal n; ± is one standard"
-        " error.",
+        "Pictures are drawn in pairs from the same seeds. <em>Other batch size</em> is what arithmetic alone changes"
+        " (60 dB: not a pixel); <em>other seeds</em> is how far apart unrelated pictures are.",
+        f"FD is the Frechet distance of {_feature_names(results)}, comparable only at equal n; ± is one standard error."
+        " Under <em>FD to real</em> stands the change from full precision, freed of the bias of small n.",
     ]
     if len(settings) > 1:
         notes.append("These results were measured on different models, seeds or steps: compare only rows of one kind.")
@@ -59,7 +59,8 @@ def _row(result: Results) -> list[Cell]:
     error = number(result, "fd.to_full_precision_se")
     to_real, accuracy = number(result, "fd.to_real"), number(result, "class_accuracy.quantized")
     bits, size = number(result, "size.bits_per_weight"), number(result, "size.file_bytes")
-    layers = [number(result, f"layers.{key}") for key in ("quantized", "total")]
+    quantized, total = number(result, "layers.quantized"), number(result, "layers.total")
+    layers = DASH if quantized is None or total is None else f"{quantized:.0f} of {total:.0f}"
     name = Cell.of_text(result_name(result))
     small = Cell.of_text(model).html if model else ""
     return [
@@ -71,7 +72,7 @@ def _row(result: Results) -> list[Cell]:
         Cell.of_number(fd, _significant(fd), "" if error is None else f"± {error:.2g}"),
         Cell.of_number(to_real, _significant(to_real), _difference(result)),
         Cell.of_number(accuracy, percent(accuracy)),
-        Cell.of_number(layers[0], f"{decimals(layers[0], 0)} of {decimals(layers[1], 0)}"),
+        Cell.of_number(quantized, layers),
     ]
 
 
@@ -92,15 +93,20 @@ def _references(result: Results) -> list[tuple[str, list[Cell]]]:
         blank,
     ]
 
-    def noise(name: str, psnr: float | None, fd: float | None) -> list[Cell]:
-        shown = [Cell.of_number(psnr, decimals(psnr, 2)), blank, Cell.of_number(fd, _significant(fd))]
+    def noise(name: str, psnr: float | None, fd: float | None, note: str = "") -> list[Cell]:
+        shown = [Cell.of_number(psnr, decimals(psnr, 2), note), blank, Cell.of_number(fd, _significant(fd))]
         return [Cell.of_text(name), blank, blank, *shown, blank, blank, blank]
 
     return [
         ("reference", full),
-        ("reference", noise("full precision, other batch size", floor, None)),
+        ("reference", noise("full precision, other batch size", floor, None, _identical(result))),
         ("reference", noise("full precision, other seeds", other, other_fd)),
     ]
+
+
+def _identical(result: Results) -> str:
+    same, n = number(result, "noise_floor.identical"), number(result, "noise_floor.n")
+    return "" if same is None or n is None else f"{same:.0f} of {n:.0f} identical"
 
 
 def _ratio(result: Results) -> str:

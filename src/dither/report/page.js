@@ -101,7 +101,12 @@
     const noisy = values.filter((value) => value < 99.9), scaled = noisy.length ? noisy : values;
     const low = scaled.reduce((a, b) => Math.min(a, b)), high = scaled.reduce((a, b) => Math.max(a, b));
     const share = (value) => high > low ? (value - low) / (high - low) : 1;
-    const height = Math.min(Math.max(440 / rows, 7), 22), foot = 40;
+    const height = Math.min(Math.max(560 / rows, 6), 22), foot = 40;
+    // What all names begin with says nothing beside a row; the tooltip has the whole name.
+    const parts = data.layers.map((name) => name.split("."));
+    let shared = 0;
+    while (parts.every((p) => p.length > shared + 1 && p[shared] === parts[0][shared])) shared++;
+    const names = parts.map((p) => p.slice(rows > 1 ? shared : 0).join("."));
     let gutter = 0, width = 0, chosen = null;
     one(".low", root).textContent = `${low.toFixed(1)} dB, noisy`;
     one(".high", root).textContent = `${high.toFixed(1)} dB, clean`;
@@ -115,9 +120,9 @@
       canvas.width = Math.round(outer * scale);
       canvas.height = Math.round((rows * height + foot) * scale);
       context.scale(scale, scale);
-      context.font = `${Math.min(12, height)}px ${style.getPropertyValue("--mono")}`;
+      context.font = `${Math.min(12, Math.max(height, 10))}px ${style.getPropertyValue("--mono")}`;
       context.textBaseline = "middle";
-      const longest = Math.max(...data.layers.map((name) => context.measureText(name).width));
+      const longest = Math.max(...names.map((name) => context.measureText(name).width));
       gutter = outer > 640 ? Math.min(longest + 12, outer * 0.36) : 0;
       width = (outer - gutter) / columns;
       const gap = width > 6 && height > 8 ? 1 : 0;
@@ -126,7 +131,9 @@
         context.fillRect(gutter + j * width, i * height, Math.max(width - gap, 0.5), height - gap);
       }));
       context.fillStyle = getComputedStyle(one(".legend", root)).color;
-      if (gutter && height >= 9) data.layers.forEach((name, i) => {
+      const labelled = Math.ceil(10 / height);
+      if (gutter) names.forEach((name, i) => {
+        if (i % labelled) return;
         let shown = name;
         while (shown.length > 3 && context.measureText(shown).width > gutter - 10) shown = "…" + shown.slice(2);
         context.fillText(shown, 0, (i + 0.5) * height);

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from dither.errors import BadValue
-from dither.evaluate.layers import SNR_CLIP_DB, layer_snr
+from dither.evaluation.layers import SNR_CLIP_DB, layer_snr
 
 
 class Net(nn.Module):

@@ -4,12 +4,12 @@ This package sees callables and plain torch modules only: it can judge any sampl
 being known to it.
 """
 
-from dither.evaluate.drift import DriftMeter
-from dither.evaluate.gate import check, parse_condition
-from dither.evaluate.intervals import bootstrap_mean_interval, t_interval
-from dither.evaluate.layers import Call, LayerSnr, layer_snr
-from dither.evaluate.paired import evaluate
-from dither.evaluate.protocol import FeatureExtractor, RealStats, Sampler
+from dither.evaluation.drift import DriftMeter
+from dither.evaluation.gate import check, parse_condition
+from dither.evaluation.intervals import bootstrap_mean_interval, t_interval
+from dither.evaluation.layers import Call, LayerSnr, layer_snr
+from dither.evaluation.paired import evaluate
+from dither.evaluation.protocol import FeatureExtractor, RealStats, Sampler
 
 __all__ = [
     "Call",

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dither.errors import BadValue
-from dither.evaluate.drift import DriftMeter
+from dither.evaluation.drift import DriftMeter
 
 
 def test_relative_and_cosine_over_uneven_batches():

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dither.errors import BadValue
-from dither.evaluate.intervals import bootstrap_mean_interval, t_interval
+from dither.evaluation import intervals
+from dither.evaluation.intervals import bootstrap_mean_interval, t_interval
 
 
 @pytest.mark.parametrize(("n", "sigma"), [(8, 2.0), (80, 1.0)])
@@ -45,7 +46,7 @@ def test_same_seed_same_interval_even_in_chunks(monkeypatch):
     x = np.random.default_rng(0).normal(size=50)
     whole = bootstrap_mean_interval(x)
     assert whole == bootstrap_mean_interval(x)
-    monkeypatch.setattr("dither.evaluate.intervals.CHUNK", 500)
+    monkeypatch.setattr(intervals, "CHUNK", 500)
     np.testing.assert_allclose(bootstrap_mean_interval(x), whole)
 
 

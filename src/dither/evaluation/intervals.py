@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 
 from dither.errors import BadValue
-from dither.evaluate.protocol import Float64
+from dither.evaluation.protocol import Float64
 
 __all__ = ["bootstrap_mean_interval", "t_interval"]
 

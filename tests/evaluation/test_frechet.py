@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy import linalg
 
 from dither.errors import BadValue
-from dither.evaluate import frechet
+from dither.evaluation import frechet
 
 
 def sample(n: int, d: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> np.ndarray:

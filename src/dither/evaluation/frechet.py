@@ -22,7 +22,7 @@ so distances at different n must not be compared. Richardson's 2 FD_n - (FD of t
 import numpy as np
 
 from dither.errors import BadValue
-from dither.evaluate.protocol import Float64
+from dither.evaluation.protocol import Float64
 
 __all__ = [
     "fit_gaussian",

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from dither.evaluate import frechet
-from dither.evaluate.features import FeatureTable, measure_accuracy, measure_frechet
-from dither.evaluate.protocol import RealStats
+from dither.evaluation import frechet
+from dither.evaluation.features import FeatureTable, measure_accuracy, measure_frechet
+from dither.evaluation.protocol import RealStats
 
 
 class Lookup:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from dither.errors import BadValue
-from dither.evaluate.protocol import Float64, Pictures
+from dither.evaluation.protocol import Float64, Pictures
 
 __all__ = ["PSNR_CLIP_DB", "check_pair", "check_pictures", "mean_squared_error", "png_data_uri", "psnr", "ssim"]
 

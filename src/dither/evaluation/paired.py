@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from dither.errors import BadValue
-from dither.evaluate import image
-from dither.evaluate.drift import DriftMeter
-from dither.evaluate.features import FeatureTable, measure_accuracy, measure_frechet
-from dither.evaluate.intervals import bootstrap_mean_interval
-from dither.evaluate.protocol import FeatureExtractor, Float64, Label, OnStep, Pictures, RealStats, Sampler
+from dither.evaluation import image
+from dither.evaluation.drift import DriftMeter
+from dither.evaluation.features import FeatureTable, measure_accuracy, measure_frechet
+from dither.evaluation.intervals import bootstrap_mean_interval
+from dither.evaluation.protocol import FeatureExtractor, Float64, Label, OnStep, Pictures, RealStats, Sampler
 
 __all__ = ["NOISE_FLOOR_PICTURES", "WORST_PICTURES", "evaluate"]
 

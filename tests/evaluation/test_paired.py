@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from dither.errors import BadValue
-from dither.evaluate import RealStats, evaluate
-from dither.evaluate.image import mean_squared_error, psnr
+from dither.evaluation import RealStats, evaluate
+from dither.evaluation.image import mean_squared_error, psnr
 
 
 def sampler(noise=0.0, steps=3, log=None, side=8):

@@ -7,7 +7,7 @@ from PIL import Image
 from skimage import metrics
 
 from dither.errors import BadValue
-from dither.evaluate import image
+from dither.evaluation import image
 
 
 def pictures(

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from dither.errors import BadValue
-from dither.evaluate import frechet
-from dither.evaluate.intervals import bootstrap_mean_interval
-from dither.evaluate.protocol import FeatureExtractor, Float64, Label, Pictures, RealStats
+from dither.evaluation import frechet
+from dither.evaluation.intervals import bootstrap_mean_interval
+from dither.evaluation.protocol import FeatureExtractor, Float64, Label, Pictures, RealStats
 
 __all__ = ["FeatureTable", "measure_accuracy", "measure_frechet"]
 

@@ -1,7 +1,7 @@
 import pytest
 
 from dither.errors import BadValue, DitherError
-from dither.evaluate.gate import check, parse_condition
+from dither.evaluation.gate import check, parse_condition
 
 RESULTS = {
     "psnr_db": {"mean": 28.314159, "worst": 12},

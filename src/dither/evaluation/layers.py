@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from dither.errors import BadValue
-from dither.evaluate.protocol import Float64
+from dither.evaluation.protocol import Float64
 
 __all__ = ["SNR_CLIP_DB", "Call", "LayerSnr", "layer_snr"]
 

@@ -1,0 +1,244 @@
+"""The commands and their options."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from dither._version import __version__
+from dither.cli import show
+from dither.cli.console import FAILED_GATE, errors, out, progress_bars, write_json
+from dither.errors import BadRecipe, DitherError
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Quantize diffusion transformers after training, and prove that their pictures stayed the same.",
+)
+
+Model = Annotated[str, typer.Argument(help="zoo:NAME, a diffusers folder, a Hub id, or an original DiT checkpoint")]
+Seed = Annotated[int, typer.Option(help="of everything random")]
+Steps = Annotated[int, typer.Option(help="sampling steps")]
+Guidance = Annotated[float, typer.Option(help="scale of classifier-free guidance; 1 is none")]
+Labels = Annotated[Optional[str], typer.Option("--classes", help="class numbers, separated by commas; all by default")]  # noqa: UP045
+Prompts = Annotated[Optional[Path], typer.Option(help="text file with one prompt a line")]  # noqa: UP045
+Batch = Annotated[int, typer.Option(help="pictures at a time")]
+ToJson = Annotated[Optional[Path], typer.Option("--json", help="write the results here")]  # noqa: UP045
+
+
+def _version(value: bool) -> None:
+    if value:
+        out.print(f"dither {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:
+    """Options of the program itself."""
+
+
+@app.command()
+def quantize(
+    model: Model,
+    output: Annotated[Path, typer.Option("-o", "--output", help="folder to write; must not exist, or be empty")],
+    recipe: Annotated[str, typer.Option(help="name of a recipe; see 'dither recipes'")] = "rtn",
+    bits: Annotated[Optional[str], typer.Option(help="such as w8a8 or w4a8")] = None,  # noqa: UP045
+    settings: Annotated[Optional[list[str]], typer.Option("--set", help="STAGE.FIELD=VALUE")] = None,  # noqa: UP045
+    recipe_file: Annotated[Optional[Path], typer.Option(help="a recipe as JSON, in place of a name")] = None,  # noqa: UP045
+    seed: Seed = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted run")] = False,
+    samples: Annotated[int, typer.Option(help="pictures drawn for calibration")] = 16,
+    steps: Steps = 25,
+    guidance: Guidance = 1.5,
+    calls: Annotated[int, typer.Option(help="denoiser calls kept for calibration")] = 64,
+    prompts: Prompts = None,
+    json_file: ToJson = None,
+) -> None:
+    """Quantize a model and save it packed; prints the plan first."""
+    with errors():
+        from dither.cli.work import quantize_to
+        from dither.quantization import Calibration, resolve_recipe
+        from dither.recipes import recipe_from
+
+        if recipe_file is None:
+            found = resolve_recipe(recipe, bits, settings or ())
+        else:
+            if bits is not None:
+                raise BadRecipe("--bits belongs to a named recipe; a recipe file has its own")
+            found = resolve_recipe(recipe_from(_read_json(recipe_file)), None, settings or ())
+        how = Calibration(samples, steps, guidance, calls, tuple(_lines(prompts)))
+        with progress_bars() as progress:
+            result = quantize_to(model, output, found, how, seed, resume, progress)
+        out.print(show.saved(output, result["size"]))
+        if json_file is not None:
+            write_json(json_file, {**result, "command": _command()})
+
+
+@app.command()
+def sample(
+    model: Model,
+    output: Annotated[Path, typer.Option("-o", "--output", help="picture of the grid, .png")],
+    npz: Annotated[Optional[Path], typer.Option(help="also write pictures and labels here")] = None,  # noqa: UP045
+    n: Annotated[int, typer.Option("-n", help="how many pictures")] = 64,
+    steps: Steps = 25,
+    guidance: Guidance = 1.5,
+    seed: Seed = 0,
+    classes: Labels = None,
+    prompts: Prompts = None,
+    batch_size: Batch = 64,
+    json_file: ToJson = None,
+) -> None:
+    """Draw pictures with a model, quantized or not. The same seed gives the same noise in every precision."""
+    with errors():
+        from dither.cli.work import sample_to
+
+        labels = _labels(classes, prompts)
+        with progress_bars() as progress:
+            result = sample_to(model, output, npz, n, steps, guidance, seed, labels, batch_size, progress)
+        out.print(f"{n} pictures in {output}" + (f" and {npz}" if npz else ""))
+        if json_file is not None:
+            write_json(json_file, {**result, "command": _command()})
+
+
+@app.command("eval")
+def evaluate(
+    folder: Annotated[str, typer.Argument(help="a checkpoint that dither wrote")],
+    against: Annotated[str, typer.Option(help="the full-precision model")],
+    n: Annotated[int, typer.Option("-n", help="pictures from each")] = 256,
+    seed: Seed = 0,
+    steps: Steps = 25,
+    guidance: Guidance = 1.5,
+    classes: Labels = None,
+    prompts: Prompts = None,
+    batch_size: Batch = 64,
+    json_file: ToJson = None,
+    html: Annotated[Optional[Path], typer.Option(help="write a report page here")] = None,  # noqa: UP045
+    fail_if: Annotated[Optional[list[str]], typer.Option(help="such as 'psnr<30'; exit code 1 if so")] = None,  # noqa: UP045
+) -> None:
+    """Compare a quantized model with its original: same seeds, intervals, true bytes."""
+    with errors():
+        from dither.evaluation import check, parse_condition
+        from dither.measure import evaluate as measure
+        from dither.report import render
+
+        for condition in fail_if or ():
+            parse_condition(condition)  # a typing error should not cost an evaluation
+        labels = _labels(classes, prompts)
+        with progress_bars() as progress:
+            results = measure(
+                folder,
+                against,
+                n=n,
+                seed=seed,
+                steps=steps,
+                guidance=guidance,
+                batch_size=batch_size,
+                labels=labels,
+                command=_command(),
+                progress=lambda done, total, what: progress("drawing pictures", done, total),
+            )
+        out.print(show.verdict(results))
+        if json_file is not None:
+            write_json(json_file, results)
+        if html is not None:
+            show.write_text(html, render([results]))
+        failures = check(results, fail_if or ())
+    for failure in failures:
+        out.print(f"[bold red]failed:[/] {failure}")
+    if failures:
+        raise typer.Exit(FAILED_GATE)
+
+
+@app.command()
+def inspect(model: Model, as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
+    """Show what is in a model: layers, formats, true bits, sites, what stays in full precision and why."""
+    with errors():
+        from dither.cli.work import inspect_model
+
+        found = inspect_model(model)
+        if as_json:
+            print(json.dumps(found, indent=1))
+        else:
+            out.print(show.inspection(found))
+
+
+@app.command()
+def report(
+    files: Annotated[list[Path], typer.Argument(help="results that 'dither eval --json' wrote")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="page to write, .html")],
+) -> None:
+    """Make one self-contained page of one or several results."""
+    with errors():
+        from dither.report import write
+
+        write(files, output)
+        out.print(f"report in {output}")
+
+
+@app.command("recipes")
+def list_recipes(
+    name: Annotated[Optional[str], typer.Argument(help="print this recipe as JSON")] = None,  # noqa: UP045
+    bits: Annotated[Optional[str], typer.Option(help="such as w4a8")] = None,  # noqa: UP045
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """List the recipes, or print one with its paper and its switches."""
+    with errors():
+        from dither import recipes
+
+        if name is not None:
+            print(json.dumps(recipes.recipe_to(recipes.get(name, bits)), indent=1))
+        elif as_json:
+            print(json.dumps([recipes.recipe_to(recipes.get(n)) for n in recipes.names()], indent=1))
+        else:
+            out.print(show.recipe_table(list(recipes.RECIPES.values())))
+
+
+@app.command()
+def demo(
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="folder to write; an older demo there is replaced")
+    ] = Path("demo"),
+    n: Annotated[int, typer.Option("-n", help="pictures from each model")] = 64,
+) -> None:
+    """Quantize the bundled zoo:fashion, reload it, compare it with the original, and make a report."""
+    with errors():
+        from dither.cli.work import run_demo
+
+        with progress_bars() as progress:
+            results = run_demo(output, n, _command(), progress)
+        for what, name in (("report", "report.html"), ("results", "results.json"), ("checkpoint", "checkpoint")):
+            out.print(f"{what:<10}  {output / name}")
+        out.print(show.verdict(results))
+
+
+def _command() -> str:
+    return shlex.join(["dither", *sys.argv[1:]])
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise DitherError(f"'{path}' is not JSON: {e}") from None
+
+
+def _lines(path: Path | None) -> list[str]:
+    return [] if path is None else [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _labels(classes: str | None, prompts: Path | None) -> list[int | str]:
+    """Class numbers or prompts to take turns, or nothing for all classes."""
+    if classes is not None and prompts is not None:
+        raise DitherError("give --classes or --prompts, not both")
+    if classes is None:
+        return list(_lines(prompts))
+    try:
+        return [int(c) for c in classes.split(",")]
+    except ValueError:
+        raise DitherError(f"--classes '{classes}': write numbers separated by commas") from None

@@ -1,0 +1,152 @@
+"""What the commands do, between reading options and printing."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dither import api, recipes
+from dither._version import __version__
+from dither.cli import show
+from dither.cli.console import out, write_json
+from dither.errors import DitherError
+from dither.inspection import describe, estimate, size_on_disk, stays, stored_dtype, summary
+from dither.measure import evaluate, versions
+from dither.pictures import grid, save_npz
+from dither.quantization import Calibration, plan_ahead, quantize, sample_seeds
+from dither.report import render
+from dither.sampling import default_labels, sampler_for
+from dither.sources import Source, open_source
+from dither.spec import Recipe
+from dither.store import open_store
+
+__all__ = ["inspect_model", "quantize_to", "run_demo", "sample_to"]
+
+Progress = Callable[[str, int, int], None]
+
+
+def quantize_to(
+    model: str, output: Path, recipe: Recipe, how: Calibration, seed: int, resume: bool, progress: Progress
+) -> dict[str, Any]:
+    """Open, show the plan, quantize, save. Returns sizes and layers as JSON."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise DitherError(f"'{output}' is there already and not empty: choose another folder, or delete it")
+    source = open_source(model)
+    storage = stored_dtype(source.weight_files)
+    target = source.pipeline if source.pipeline is not None else source.model
+    rows = describe(source.model, source.adapter, plan_ahead(target, recipe, seed).specs)
+    out.print(show.plan(source.name, recipe, rows, estimate(source.model, rows, storage), source.weight_bytes))
+    job = {
+        "model": source.name,
+        "bytes": source.weight_bytes,
+        "recipe": recipes.recipe_to(recipe),
+        "seed": seed,
+        "calibration": vars(how) | {"prompts": list(how.prompts)},
+        "dither": __version__,
+    }
+    store = open_store(output, job, resume)
+    quantize(target, recipe, calibration=how, seed=seed, storage=storage, store=store, progress=progress)
+    is_file = Path(model).is_file()
+    api.save(source.model if source.pipeline is None or is_file else target, output, storage=storage)
+    store.remove()
+    saved = _opened_folder(output)
+    rows = describe(source.model, source.adapter)
+    return {
+        "kind": "quantize",
+        "model": source.name,
+        "recipe": recipes.recipe_to(recipe),
+        "size": size_on_disk(source.model, saved, source.weight_bytes),
+        **summary(rows),
+        "resumed_layers": store.reused,
+        "seed": seed,
+        "versions": versions(),
+    }
+
+
+def _opened_folder(folder: Path) -> list[Path]:
+    """Weight files of a saved checkpoint."""
+    inside = next((folder / c for c in ("transformer", "unet") if (folder / c).is_dir()), folder)
+    return sorted(inside.glob("*.safetensors"))
+
+
+def sample_to(
+    model: str,
+    output: Path,
+    npz: Path | None,
+    n: int,
+    steps: int,
+    guidance: float,
+    seed: int,
+    labels: Sequence[int | str],
+    batch_size: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Draw a grid, and perhaps an npz. Returns what was drawn as JSON."""
+    if n < 1:
+        raise DitherError(f"-n {n}: must be at least 1")
+    source = open_source(model)
+    if source.pipeline is None:
+        raise DitherError(f"'{source.name}' has no pipeline to sample with, only a network")
+    sampler = sampler_for(source.pipeline, steps, guidance, batch_size, lambda i, total: progress("sampling", i, total))
+    chosen, seeds = default_labels(source.pipeline, n, labels), sample_seeds(seed, n)
+    images = sampler(chosen, seeds)  # (N, H, W, C)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    grid(images, _columns(n)).save(output)
+    if npz is not None:
+        save_npz(npz, images, chosen, seeds)
+    return {"kind": "sample", "model": source.name, "n": n, "seed": seed, "steps": steps, "guidance": guidance,
+            "labels": chosen, "seeds": seeds, "versions": versions()}  # fmt: skip
+
+
+def _columns(n: int) -> int:
+    """A grid about twice as wide as high, in tens where that fits."""
+    return 10 if n % 10 == 0 and n <= 100 else max(1, round((2 * n) ** 0.5))
+
+
+def inspect_model(model: str) -> dict[str, Any]:
+    """Layers, formats, bits, sites and the rest as JSON."""
+    source: Source = open_source(model)
+    rows = describe(source.model, source.adapter)
+    summed = summary(rows)
+    found: dict[str, Any] = {
+        "kind": "inspect",
+        "model": source.name,
+        "family": source.adapter.family,
+        "parameters": sum(p.numel() for p in source.model.parameters()),
+        "file_bytes": source.weight_bytes,
+        **summed,
+        "sites": [
+            {"name": s.name, "readers": list(s.readers), "fold": "online" if s.fold is None else type(s.fold).__name__}
+            for s in source.adapter.sites(source.model)
+        ],
+        "not_linear": stays(source.model),
+        "versions": versions(),
+    }
+    if summed["layers"]["quantized"]:
+        size = size_on_disk(source.model, source.weight_files, 0)
+        found |= {key: size[key] for key in ("bits_per_weight", "model_bits_per_weight")}
+        found["parameters"] = None  # of the original; a packed model no longer has them
+    return found
+
+
+def run_demo(output: Path, n: int, command: str, progress: Progress) -> dict[str, Any]:
+    """The whole path on the bundled model."""
+    checkpoint = output / "checkpoint"
+    if checkpoint.exists():
+        if not (checkpoint / "model_index.json").is_file():
+            raise DitherError(f"'{checkpoint}' is not an earlier demo's checkpoint: choose another folder with -o")
+        shutil.rmtree(checkpoint)
+    recipe = recipes.get("rtn", "w8a8")
+    partial = checkpoint.with_name("checkpoint.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # a demo always starts anew
+    quantize_to("zoo:fashion", checkpoint, recipe, Calibration(), 0, False, progress)
+    results = evaluate(
+        str(checkpoint),
+        "zoo:fashion",
+        n=n,
+        command=command,
+        progress=lambda done, total, what: progress("drawing pictures", done, total),
+    )
+    write_json(output / "results.json", results)
+    show.write_text(output / "report.html", render([results]))
+    return results

@@ -1,0 +1,198 @@
+"""``quantize``: record real denoiser calls, run a recipe's stages, and leave a model that can be saved.
+
+The model is changed in place, layer by layer, so that memory never holds two whole copies. Nothing here knows a method.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from dither import recipes
+from dither._version import __version__
+from dither.calibrate import record
+from dither.checkpoint import Header, attach
+from dither.errors import BadModel, BadValue, Refused
+from dither.integrations.diffusers import ClockReader, stamp
+from dither.models import Call, adapter_for
+from dither.nn import QLinear, start_clock
+from dither.sampling import default_labels, sampler_for
+from dither.spec import Recipe
+from dither.stages import Job, Phase, Store, stages_of
+
+__all__ = ["Calibration", "denoiser_of", "plan_ahead", "quantize", "resolve_recipe", "sample_seeds", "stored_as"]
+
+Target = TypeVar("Target")
+_DENOISERS = ("transformer", "unet")
+_STRIDE = 1_000_003  # apart, so that sample seeds of different seeds do not overlap
+_CALIBRATION = 1_000_000_007  # and calibration never sees the noise of an evaluation
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How the calibration calls are made when no ``run`` is given.
+
+    Args:
+        samples: pictures to draw; all classes (or prompts) take turns.
+        steps: of the sampler.
+        guidance: of the sampler; conditional and unconditional rows are both seen above 1.
+        calls: denoiser calls kept, whatever the number of steps.
+        prompts: for text-to-image pipelines.
+    """
+
+    samples: int = 16
+    steps: int = 25
+    guidance: float = 1.5
+    calls: int = 64
+    prompts: tuple[str, ...] = ()
+
+
+def sample_seeds(seed: int, n: int, calibration: bool = False) -> list[int]:
+    """One seed a picture. Different ``seed`` values, and calibration and evaluation, never share noise."""
+    start = seed * _STRIDE + (_CALIBRATION if calibration else 0)
+    return list(range(start, start + n))
+
+
+def denoiser_of(target: Any) -> nn.Module:
+    """The network that a pipeline calls at every step, or the module itself."""
+    if isinstance(target, nn.Module):
+        return target
+    components = getattr(target, "components", {})
+    for name in _DENOISERS:
+        if isinstance(components.get(name), nn.Module):
+            return components[name]  # type: ignore[no-any-return]
+    raise BadModel(f"{type(target).__name__} is neither a torch module nor a pipeline with a {' or '.join(_DENOISERS)}")
+
+
+def resolve_recipe(recipe: str | Recipe, bits: str | None = None, settings: Sequence[str] = ()) -> Recipe:
+    """A recipe by name, at these widths, with ``STAGE.FIELD=VALUE`` settings applied."""
+    if isinstance(recipe, Recipe):
+        if bits is not None:
+            raise BadValue("bits belong to a named recipe; a ready Recipe has its own")
+        return recipes.override(recipe, settings)
+    return recipes.override(recipes.get(recipe, bits), settings)
+
+
+def quantize(
+    target: Target,
+    recipe: str | Recipe = "rtn",
+    bits: str | None = None,
+    *,
+    run: Callable[[], object] | None = None,
+    settings: Sequence[str] = (),
+    calibration: Calibration | None = None,
+    seed: int = 0,
+    storage: torch.dtype | None = None,
+    store: Store | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Target:
+    """Quantize a pipeline's denoiser, or any torch denoiser, in place.
+
+    Args:
+        target: a diffusers pipeline, or a module.
+        recipe: a name (see ``dither.recipes``) or a Recipe.
+        bits: such as "w4a8"; the recipe's default if None.
+        run: your own sampler, which calls the module; needed for a bare module if the recipe needs data.
+        settings: ``STAGE.FIELD=VALUE`` changes to the recipe.
+        calibration: how pictures are drawn for data when ``run`` is not given.
+        seed: of everything random.
+        storage: dtype that what stays in full precision is rounded to, as it will be saved; None leaves it alone.
+        store: keeps finished layers, so that an interrupted run can go on.
+        progress: told (what, done, total).
+
+    Returns:
+        ``target``, quantized.
+
+    Raises:
+        BadRecipe, BadFormat: the recipe is unknown, or does not fit the model.
+        BadValue: NaN or infinity in weights or calibration, or no way to get calibration data.
+    """
+    found = resolve_recipe(recipe, bits, settings)
+    stages = stages_of(found)
+    model = denoiser_of(target).eval()
+    _check_ready(model)
+    job = Job(
+        model, adapter_for(model), found.bits, seed, _recorder(target, run, calibration or Calibration(), seed), store
+    )
+    job.progress = progress or job.progress
+    with torch.no_grad():
+        for stage in stages:
+            stage.run(job)
+        plan = job.finish()
+        if storage is not None:
+            for tensor in full_precision_parts(model).values():
+                tensor.copy_(tensor.to(storage))
+    if not plan.layers:
+        raise BadModel(f"the recipe '{found.name}' left every linear of {type(model).__name__} in full precision")
+    start_clock(model, job.clock, ClockReader(job.adapter, model))
+    header = Header(plan, recipes.recipe_to(found), __version__)
+    (stamp if hasattr(model, "register_to_config") else attach)(model, header)
+    return target
+
+
+def plan_ahead(target: Any, recipe: Recipe, seed: int = 0) -> Job:
+    """A job after its ALLOCATE stages alone: what each layer would become. The model is not changed.
+
+    Stages that decide from data are left out; ``specs`` then says what the recipe assigns before they refine it.
+    """
+    model = denoiser_of(target)
+    job = Job(model, adapter_for(model), recipe.bits, seed, _recorder(target, None, Calibration(), seed))
+    for stage in stages_of(recipe):
+        if stage.phase == Phase.ALLOCATE:
+            stage.run(job)
+    return job
+
+
+def _check_ready(model: nn.Module) -> None:
+    """Refuse what is quantized already, and weights that are not numbers, before anything is changed."""
+    if any(isinstance(m, QLinear) for m in model.modules()):
+        raise Refused(f"this {type(model).__name__} is quantized already; quantize the full-precision model instead")
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise BadValue(f"parameter '{name}' has no data (it is on the meta device)")
+        if not bool(torch.isfinite(parameter).all()):
+            raise BadValue(f"parameter '{name}' holds NaN or infinity")
+
+
+def _recorder(
+    target: Any, run: Callable[[], object] | None, how: Calibration, seed: int
+) -> Callable[[], tuple[Call, ...]]:
+    model = denoiser_of(target)
+
+    def draw() -> None:
+        if isinstance(target, nn.Module):
+            raise BadValue("this recipe needs calibration data: give run=, a callable that samples with the model")
+        labels = default_labels(target, how.samples, how.prompts)
+        sampler_for(target, how.steps, how.guidance)(labels, sample_seeds(seed, how.samples, calibration=True))
+
+    return lambda: record(model, run or draw, limit=how.calls, seed=seed)
+
+
+def full_precision_parts(model: nn.Module) -> dict[str, Tensor]:
+    """Every floating tensor that is saved and is not part of a packed layer's codes, scales and tables."""
+    packed = {
+        f"{name}.{key}"
+        for name, module in model.named_modules()
+        if isinstance(module, QLinear)
+        for key, _ in module.named_buffers(recurse=False)
+        if not key.endswith("_dense")
+    }
+    state: Mapping[str, Tensor] = model.state_dict(keep_vars=True)
+    return {k: v for k, v in state.items() if k not in packed and v.is_floating_point()}
+
+
+@contextmanager
+def stored_as(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """While inside, what stays in full precision has this dtype, for saving; packed layers are untouched."""
+    parts = full_precision_parts(model)
+    before = {name: tensor.dtype for name, tensor in parts.items()}
+    try:
+        for tensor in parts.values():
+            tensor.data = tensor.data.to(dtype)
+        yield
+    finally:
+        for name, tensor in parts.items():
+            tensor.data = tensor.data.to(before[name])

@@ -1,0 +1,93 @@
+"""Finished layers of a running job on disk, so that an interrupted ``quantize --resume`` goes on where it stopped.
+
+DIR.partial/job.json          what the job is: model, recipe, seed, version
+DIR.partial/LAYER.safetensors the stored tensors of one layer, written whole or not at all
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dither.errors import BadCheckpoint, DitherError
+
+__all__ = ["FolderStore", "open_store"]
+
+_JOB = "job.json"
+
+
+class FolderStore:
+    """A ``stages.Store`` in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.reused = 0
+
+    def get(self, name: str) -> Mapping[str, Tensor] | None:
+        """The tensors of a layer that was finished earlier, or None."""
+        path = self._path(name)
+        if not path.is_file():
+            return None
+        try:
+            tensors: dict[str, Tensor] = load_file(path)
+        except SafetensorError as e:
+            raise BadCheckpoint(f"'{path}' is damaged: delete '{self.folder}' and start again ({e})") from None
+        self.reused += 1
+        return tensors
+
+    def put(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep a layer's tensors."""
+        path = self._path(name)
+        half = path.with_suffix(".writing")
+        try:
+            save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, half)
+            os.replace(half, path)
+        except OSError as e:
+            half.unlink(missing_ok=True)
+            raise DitherError(f"cannot write '{path}': {e.strerror or e}") from None
+        except SafetensorError as e:  # a full disk reaches us as this
+            half.unlink(missing_ok=True)
+            raise DitherError(f"cannot write '{path}': {e}") from None
+
+    def remove(self) -> None:
+        """Delete the folder: the job is done."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+
+def open_store(output: Path, job: Mapping[str, Any], resume: bool) -> FolderStore:
+    """The store beside an output folder.
+
+    Args:
+        output: the folder that the job will write in the end.
+        job: what identifies it, as JSON.
+        resume: go on with an interrupted job.
+
+    Raises:
+        DitherError: there is an interrupted job and ``resume`` is not given, or it is another job.
+    """
+    folder = output.with_name(output.name + ".partial")
+    text = json.dumps(job, sort_keys=True, indent=1)
+    known = folder / _JOB
+    if not folder.exists():
+        try:
+            folder.mkdir(parents=True)
+            known.write_text(text, encoding="utf-8")
+        except OSError as e:
+            raise DitherError(f"cannot write '{folder}': {e.strerror or e}") from None
+        return FolderStore(folder)
+    if not resume:
+        raise DitherError(f"'{folder}' holds an interrupted run: give --resume to go on with it, or delete it")
+    if not known.is_file() or known.read_text(encoding="utf-8") != text:
+        raise DitherError(
+            f"'{folder}' belongs to a run with another model, recipe or seed: delete it, or repeat that run"
+        )
+    return FolderStore(folder)

@@ -1,0 +1,85 @@
+"""The header: exact through JSON, and nothing else gets in."""
+
+import json
+
+import pytest
+import tiny
+
+from dither.checkpoint import (
+    Header,
+    config_of,
+    header_from,
+    header_of,
+)
+from dither.errors import BadCheckpoint, DitherError
+from dither.spec import Act, Codebook, Int, LinearSpec, LowRank, Plan, Rotation
+
+
+def test_header_round_trips_through_json():
+    plan = Plan(
+        {
+            "a": tiny.RICH,
+            "b": tiny.TIMED,
+            "c": LinearSpec(
+                Codebook(4, 256, True), Act(Int(4, False, 32), True, 6), 6, Rotation(36, 7), LowRank(3, Int(8))
+            ),
+            "d": tiny.RICH,
+        },
+        (0.1, 1 / 3),
+        2,
+    )
+    header = Header(plan, {"name": "rtn", "stages": [["rtn", {"x": 1}]]}, "1.2.3")
+    config = json.loads(json.dumps(config_of(header)))
+    assert header_from(config) == header
+    assert len(config["plan"]["specs"]) == 3  # a and d share one
+
+
+def test_header_of_a_plain_model():
+    with pytest.raises(DitherError, match="Denoiser carries no dither header"):
+        header_of(tiny.dense())
+
+
+GOOD = config_of(Header(tiny.PLAN, None, "0.1.0"))
+
+
+def changed(**at: object) -> dict:
+    """GOOD with plan fields replaced."""
+    return {**GOOD, "plan": {**GOOD["plan"], **at}}
+
+
+def nested(depth: int) -> object:
+    out: object = 1
+    for _ in range(depth):
+        out = [out]
+    return out
+
+
+BAD_HEADERS = {
+    "not an object": ([], "must be a JSON object"),
+    "no plan": ({k: v for k, v in GOOD.items() if k != "plan"}, "lacks the field 'plan'"),
+    "unknown field": ({**GOOD, "extra": 1}, "unknown field 'extra'"),
+    "method": ({**GOOD, "quant_method": "other"}, "other"),
+    "future": ({**GOOD, "version": 2}, "version 2"),
+    "version type": ({**GOOD, "version": True}, "version True"),
+    "recipe type": ({**GOOD, "recipe": 3}, "recipe"),
+    "writer type": ({**GOOD, "dither": 3}, "'dither'"),
+    "layers type": (changed(layers=[]), "'layers'"),
+    "spec index": (changed(layers={"first": 99}), "'first' the spec 99"),
+    "negative index": (changed(layers={"first": -1}), "'first' the spec -1"),
+    "boolean index": (changed(layers={"first": True}), "'first' the spec True"),
+    "unknown kind": (changed(specs=[{"kind": "pickle"}], layers={}), "'pickle'"),
+    "kind of no layer": (changed(specs=[{"kind": "int", "bits": 8}], layers={}), "spec 0"),
+    "unknown spec field": (changed(specs=[{"kind": "linear", "run": "x"}], layers={}), "'run'"),
+    "wrong type": (changed(specs=[{"kind": "linear", "pre_scale": "1"}], layers={}), "pre_scale"),
+    "too many bits": (changed(specs=[{"kind": "linear", "weight": {"kind": "int", "bits": 9}}], layers={}), "9 bits"),
+    "edges": (changed(time_edges=[0.5, 0.5]), "time edges"),
+    "edge type": (changed(time_edges=["a"]), "time_edges"),
+    "branches": (changed(branches=3), "3 branches"),
+    "deep": (changed(specs=[{"kind": "linear", "weight": nested(5000)}], layers={}), "deep"),
+}
+
+
+@pytest.mark.parametrize(("config", "names"), BAD_HEADERS.values(), ids=BAD_HEADERS)
+def test_bad_headers_are_refused(config, names):
+    with pytest.raises(BadCheckpoint, match=names):
+        header_from(config)
