@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from dither.errors import BadCheckpoint, Refused
+from dither.errors import BadCheckpoint
 from dither.kernels import named
-from dither.nn import Clock, PackedWeight, QLinear, TimedLinear, build, install, start_clock, tensor_layout
-from dither.numerics import decode
+from dither.nn import Clock, QLinear, TimedLinear, build, install, start_clock, tensor_layout
 from dither.spec import PER_TENSOR, Act, Codebook, Int, LinearSpec, LowRank, Plan, Rotation, Timed
 
 SPECS = {
@@ -128,27 +127,6 @@ def test_deepcopy_is_independent():
     twin = copy.deepcopy(layer)
     twin.get_buffer("weight_scale").zero_()
     assert layer.get_buffer("weight_scale").abs().min() > 0
-
-
-# --- the packed weight
-
-
-def test_weight_is_decoded_and_has_the_dtype_of_the_bias():
-    layer = linear(tiny.W4)
-    assert isinstance(layer.weight, PackedWeight)
-    assert torch.equal(layer.weight.as_subclass(torch.Tensor), decode(layer.stored(), tiny.W4.weight, (24, 16)))
-    assert linear(tiny.W4).bfloat16().weight.dtype == torch.bfloat16
-    assert tuple(layer.weight.shape) == (24, 16)
-
-
-def test_weight_cannot_be_written():
-    layer = linear(tiny.W4)
-    with pytest.raises(Refused, match="packed"):
-        _ = layer.weight.data
-    with pytest.raises(Refused, match="packed"):
-        layer.weight.data = torch.zeros(24, 16)
-    with pytest.raises((AttributeError, KeyError)):
-        layer.weight = nn.Parameter(torch.zeros(24, 16))
 
 
 # --- gradients

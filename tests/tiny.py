@@ -5,6 +5,8 @@ from diffusers import DiTTransformer2DModel
 from torch import nn
 
 from dither.checkpoint import Header, attach
+from dither.integrations.diffusers import ClockReader, stamp
+from dither.models import adapter_for
 from dither.nn import QLinear, TimedLinear, install
 from dither.numerics import encode, random_signs, rotate
 from dither.spec import Act, Codebook, Int, LinearSpec, LowRank, Plan, Rotation, Timed
@@ -142,3 +144,10 @@ def same_state(a: nn.Module, b: nn.Module) -> bool:
     return set(left) == set(right) and all(
         left[k].dtype == right[k].dtype and torch.equal(left[k], right[k]) for k in left
     )
+
+
+def stamped_dit(plan: Plan, **changes: object) -> DiTTransformer2DModel:
+    """A quantized ``dit`` that diffusers can save."""
+    model = dit(**changes)
+    stamp(model, quantize(model, plan, ClockReader(adapter_for(model), model)))
+    return model

@@ -40,11 +40,11 @@ def provenance(state: dict, data_name: str) -> dict:
         "data": data.source,
         "data_licence": data.licence,
         "images": len(data.train.images),
-        "command": command(state["args"]),
+        "commands": [{"from_step": step, "command": command(args)} for step, args in state["history"]],
         "started_from": STARTS.get(data.name, "random initialisation"),
         "steps": state["step"],
         "minutes": round(state["seconds"] / 60, 1),
-        "seed": state["args"]["seed"],
+        "seed": state["history"][0][1]["seed"],
         "label_drop": "once per sample, all blocks alike, p = 0.1; null label = number of classes",
         "weights": "exponential moving average, float16",
         "loss": dict(state["losses"][::-every][::-1]),
@@ -61,7 +61,7 @@ def command(args: dict) -> str:
     """The command that trained it, without the folders of the machine where it ran."""
     words = ["python train.py"]
     for name, value in args.items():
-        if value is None or value is False or name == "resume":
+        if value is None or value is False:
             continue
         flag = f"--{name.replace('_', '-')}"
         shown = Path(value).name if isinstance(value, str) else value

@@ -2,12 +2,15 @@
 
 It predicts noise (Ho et al., arXiv 2006.11239):
 
-    x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) e,    loss = w_t |model(x_t, t, y) - e|^2,    w_t = min(SNR_t, g) / SNR_t
+    x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) e,    loss = w_t |model(x_t, t, y) - e|^2,    w_t = SNR_t^(-1/2)
 
-with SNR_t = a_t / (1 - a_t) and the weight of Min-SNR (arXiv 2303.09556). Classifier-free guidance (arXiv 2207.12598)
-needs a null class: here a sample's label becomes the null label once, for all blocks alike, with probability 0.1.
-diffusers gives every block a label embedder that drops labels by itself in training mode, so the model stays in eval
-mode throughout.
+with SNR_t = a_t / (1 - a_t). This weight lies halfway between the loss on the noise (w = 1), which hardly sees shapes, and
+the loss on the image (w = 1 / SNR); it is P2 weighting (arXiv 2204.00227) with k = 0. ``--min-snr`` takes that of Min-SNR
+instead (arXiv 2303.09556): min(SNR_t, g) / SNR_t.
+
+Classifier-free guidance (arXiv 2207.12598) needs a null class: here a sample's label becomes the null label once, for
+all blocks alike, with probability 0.1. diffusers gives every block a label embedder that drops labels by itself in
+training mode, so the model stays in eval mode throughout.
 
 Progress is kept in ``RUN/snapshot.pt`` (replaced atomically); ``--resume`` continues from it; ``export.py`` makes the
 pipeline folder from it.
@@ -43,7 +46,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--batch", type=int, default=64)
     p.add_argument("--lr", type=float, default=6e-4)
     p.add_argument("--ema", type=float, default=0.9995)
-    p.add_argument("--min-snr", type=float, default=5.0)
+    p.add_argument("--min-snr", type=float, help="weight the loss by min(SNR, this) / SNR")
     p.add_argument("--bf16", action="store_true")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--threads", type=int, default=2)
@@ -96,8 +99,11 @@ class Run:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=a.lr, weight_decay=0.0, betas=(0.9, 0.99))
         self.generator = torch.Generator().manual_seed(a.seed)
         self.step, self.seconds, self.smooth, self.losses = 0, 0.0, None, []
+        self.history: list[list] = []  # [step at which it began, its arguments] of every start
         if a.resume:
             self.restore(torch.load(a.run / "snapshot.pt", weights_only=True))
+        arguments = {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items()}
+        self.history = [*self.history, [self.step, arguments]]
 
     def restore(self, s: dict) -> None:
         self.model.load_state_dict(s["model"])
@@ -105,6 +111,7 @@ class Run:
         self.optimizer.load_state_dict(s["optimizer"])
         self.generator.set_state(s["generator"])
         self.step, self.seconds, self.smooth, self.losses = s["step"], s["seconds"], s["smooth"], s["losses"]
+        self.history = s["history"]
 
     def snapshot(self) -> None:
         state = {
@@ -113,8 +120,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "config": {k: v for k, v in self.model.config.items() if not k.startswith("_")},
-            "args": {k: str(v) if isinstance(v, Path) else v for k, v in vars(self.args).items()},
-            **{k: getattr(self, k) for k in ("step", "seconds", "smooth", "losses")},
+            **{k: getattr(self, k) for k in ("step", "seconds", "smooth", "losses", "history")},
         }
         save_atomically(state, self.args.run / "snapshot.pt")
 
@@ -132,8 +138,8 @@ class Run:
         y = torch.where(torch.rand(n, generator=g) < LABEL_DROP, self.model.config.num_embeds_ada_norm, y)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.args.bf16):
             out = self.model(ddpm.add_noise(x, noise, t), timestep=t, class_labels=y).sample
-        a = ddpm.alphas_cumprod[t]
-        weight = (self.args.min_snr * (1 - a) / a).clamp(max=1)  # min(SNR, g) / SNR
+        snr = ddpm.alphas_cumprod[t] / (1 - ddpm.alphas_cumprod[t])  # (B,)
+        weight = snr**-0.5 if self.args.min_snr is None else (self.args.min_snr / snr).clamp(max=1)
         return (F.mse_loss(out.float(), noise, reduction="none").mean((1, 2, 3)) * weight).mean()
 
     def advance(self, ddpm: DDPMScheduler, x: Tensor, y: Tensor) -> None:

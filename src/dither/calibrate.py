@@ -165,14 +165,18 @@ def observe(
     model: nn.Module,
     calls: Sequence[Call],
     probes: Mapping[str, Sequence[Probe]],
-    rows: Callable[[Call], Tensor],
+    rows: Sequence[Tensor],
+    tell: Callable[[Tensor], None],
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Run the calls once and feed every probe with its layer's inputs, as they stream by.
 
     Args:
+        model: the denoiser, or one block of a walk.
+        calls: of it.
         probes: layer name to the probes that read its input.
-        rows: the clock row of each sample of a call, (B,) int64.
+        rows: for each call, the clock row of each sample, (B,) int64.
+        tell: sets the clock to such rows; called before each call.
         progress: told (done, total) after each call.
 
     Raises:
@@ -184,7 +188,8 @@ def observe(
             module = model.get_submodule(name)
             stack.callback(module.register_forward_pre_hook(_feeder(name, readers, now)).remove)
         for i, call in enumerate(calls):
-            now["rows"] = rows(call)
+            now["rows"] = rows[i]
+            tell(rows[i])
             replay(model, call)
             if progress is not None:
                 progress(i + 1, len(calls))
@@ -241,10 +246,17 @@ def _inputs_of(model: nn.Module, block: str, calls: Sequence[Call]) -> list[Call
     return out
 
 
-def walk(model: nn.Module, adapter: Adapter, calls: Sequence[Call]) -> Iterator[BlockStep]:
+def walk(
+    model: nn.Module,
+    adapter: Adapter,
+    calls: Sequence[Call],
+    rows: Sequence[Tensor],
+    tell: Callable[[Tensor], None],
+) -> Iterator[BlockStep]:
     """The blocks in order. Change a block before asking for the next: its new output is what the next receives.
 
-    Peak memory is one block's inputs for all calls, on the CPU, whatever the depth.
+    Peak memory is one block's inputs for all calls, on the CPU, whatever the depth. ``rows`` and ``tell`` are as for
+    ``observe``: a block that runs alone has no denoiser call to read the time from.
 
     Raises:
         BadModel: a block's output is not simply the next block's input (checked on the first call, before any change).
@@ -256,7 +268,13 @@ def walk(model: nn.Module, adapter: Adapter, calls: Sequence[Call]) -> Iterator[
         module = model.get_submodule(name)
         yield BlockStep(name, module, tuple(current))
         module = model.get_submodule(name)  # the caller may have replaced it
-        current = [adapter.carry(c, _to(replay(module, c), "cpu")) for c in current]
+        current = [_onward(module, adapter, c, rows[i], tell) for i, c in enumerate(current)]
+
+
+def _onward(module: nn.Module, adapter: Adapter, call: Call, rows: Tensor, tell: Callable[[Tensor], None]) -> Call:
+    """What the next block receives."""
+    tell(rows)
+    return adapter.carry(call, _to(replay(module, call), "cpu"))
 
 
 def _check_carry(model: nn.Module, adapter: Adapter, names: Sequence[str], call: Call) -> None:

@@ -95,12 +95,8 @@ def plan_rows(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     groups: dict[tuple[str, ...], list[int]] = {}
     for r in rows:
         kept = r["weight"] is None and r["act"] is None
-        kernel = (
-            "full precision: " + str(r["reason"])
-            if kept
-            else str(r["kernel"]) + (" (simulated)" if r["simulated"] else "")
-        )
-        key = (r["kind"], r["weight"] or "full precision", r["act"] or "full precision", kernel)
+        kernel = f"kept: {r['reason']}" if kept else str(r["kernel"]) + (" (simulated)" if r["simulated"] else "")
+        key = (r["kind"], r["weight"] or "float", r["act"] or "float", kernel)
         groups.setdefault(key, []).append(r["shape"][0] * r["shape"][1])
     return [(*key, str(len(sizes)), f"{sum(sizes):,}") for key, sizes in groups.items()]
 

@@ -11,10 +11,11 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from dither.errors import BadCheckpoint, Refused
+from dither.errors import BadCheckpoint
 from dither.kernels import Inputs, Kernel, choose, is_simulated
 from dither.kernels.gradient import run
 from dither.numerics import decode, layout, rotate, unrotate
+from dither.packed import PackedWeight
 from dither.spec import Format, LinearSpec, Plan, Spec, Timed
 
 __all__ = ["Clock", "PackedWeight", "QLinear", "Read", "TimedLinear", "build", "install", "replace", "tensor_layout"]
@@ -45,7 +46,11 @@ class Clock:
 
     def set(self, level: Tensor, branch: Tensor) -> None:
         """Tell the time of the call that is about to run."""
-        self.row = self.rows_at(level, branch)
+        self.tell(self.rows_at(level, branch))
+
+    def tell(self, rows: Tensor) -> None:
+        """The same, as table rows (B,) int64."""
+        self.row = rows
 
     def pick(self, table: Tensor, x: Tensor) -> Tensor:
         """Rows of a table (R, W) that broadcast against x (B, ..., W); a table of one row serves every time."""
@@ -68,20 +73,6 @@ class ClockHook:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.clock.set(*self.read(args, kwargs))
-
-
-class PackedWeight(Tensor):
-    """A decoded copy of a packed weight, to read. Writing through ``.data``, as fusing does, would be lost: refused."""
-
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-
-    def _refuse(self, value: Tensor | None = None) -> Tensor:
-        raise Refused(
-            "the weight of a quantized linear is packed and cannot be rewritten in place: "
-            "fuse projections or LoRA weights into the full-precision model, then quantize it"
-        )
-
-    data = property(_refuse, _refuse)  # type: ignore[arg-type, unused-ignore]
 
 
 def _stored(prefix: str, fmt: Format | None, shape: tuple[int, int], dtype: torch.dtype) -> Layout:

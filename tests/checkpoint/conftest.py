@@ -12,7 +12,7 @@ from dither.checkpoint import (
 
 
 @pytest.fixture
-def model() -> Denoiser:
+def model() -> tiny.Denoiser:
     made = tiny.dense()
     tiny.quantize(made, tiny.PLAN, tiny.read)
     return made

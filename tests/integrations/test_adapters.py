@@ -9,7 +9,7 @@ from diffusers import DiTTransformer2DModel, SD3Transformer2DModel
 from torch import nn
 
 from dither.errors import Refused
-from dither.integrations.diffusers import ClockReader, register, stamp
+from dither.integrations.diffusers import ClockReader, stamp
 from dither.models import adapter_for
 from dither.nn import QLinear
 from dither.spec import Plan
@@ -34,7 +34,6 @@ def run(model: nn.Module) -> torch.Tensor:
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A class of diffusers that has add_adapter and fuse_qkv_projections, every linear of its blocks packed."""
-    register()
     torch.manual_seed(0)
     model = SD3Transformer2DModel(
         sample_size=8,
@@ -141,20 +140,15 @@ def test_saving_with_an_adapter_attached_is_refused(model, tmp_path):
 
 def test_older_attention_refuses_too(tmp_path):
     """Models without fuse_qkv_projections still have Attention.fuse_projections."""
-    register()
-    model = tiny.dit()
-    header = tiny.quantize(model, tiny.timeless(), ClockReader(adapter_for(model), model))
-    stamp(model, header)
+    model = tiny.stamped_dit(tiny.timeless())
     model.save_pretrained(tmp_path)
     again = DiTTransformer2DModel.from_pretrained(tmp_path)
     with pytest.raises(Refused, match="packed"):
         again.transformer_blocks[0].attn1.fuse_projections()
 
 
-def test_peft_on_a_class_without_add_adapter(tmp_path):
-    register()
-    model = tiny.dit()
-    tiny.quantize(model, tiny.plan(), ClockReader(adapter_for(model), model))
+def test_peft_on_a_class_without_add_adapter():
+    model = tiny.stamped_dit(tiny.plan())
     call = {"timestep": torch.tensor([900, 100]), "class_labels": torch.tensor([1, 10])}
     x = torch.randn(2, 1, 8, 8)
     base = model(x, **call).sample.detach()

@@ -6,8 +6,6 @@ import pytest
 import tiny
 import torch
 
-from dither.integrations.diffusers import ClockReader
-from dither.models import adapter_for
 from dither.spec import Plan
 
 X = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -25,16 +23,10 @@ def first_block(plan: Plan) -> Plan:
     return dataclasses.replace(plan, layers=layers)
 
 
-def quantized(plan: Plan) -> torch.nn.Module:
-    model = tiny.dit(num_layers=1)
-    tiny.quantize(model, first_block(plan), ClockReader(adapter_for(model), model))
-    return model
-
-
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_one_graph_equals_eager(backend):
     """Formats, tables, the clock and timed variants; the second call has the same shapes at other times."""
-    model = quantized(tiny.plan())
+    model = tiny.stamped_dit(first_block(tiny.plan()), num_layers=1)
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     with torch.no_grad():
         for levels, labels in [([900, 500, 100, 500], [1, 2, 10, 10]), ([100, 100, 900, 900], [10, 1, 1, 1])]:
@@ -43,7 +35,7 @@ def test_one_graph_equals_eager(backend):
 
 
 def test_gradients_compile():
-    model = quantized(tiny.timeless())
+    model = tiny.stamped_dit(first_block(tiny.timeless()), num_layers=1)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     call = {"timestep": torch.tensor([900, 1, 5, 7]), "class_labels": torch.tensor([1, 2, 3, 10])}
     grads = []

@@ -33,7 +33,7 @@ def test_every_model_is_complete(name: str) -> None:
     assert {p.dtype for p in pipe.transformer.parameters()} == {torch.float32}
     assert not pipe.transformer.training
     facts = json.loads((zoo.path(name) / "provenance.json").read_text())
-    assert {"data", "data_licence", "command", "steps", "minutes", "loss", "versions", "seed", "known_limits"} <= set(
+    assert {"data", "data_licence", "commands", "steps", "minutes", "loss", "versions", "seed", "known_limits"} <= set(
         facts
     )
 

@@ -121,6 +121,8 @@ class DitherQuantizer(DiffusersQuantizer):
         return loaded_keys
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        if not self.files:  # from_single_file, or a diffusers without the hooks that keep scales in float32
+            raise Refused("load packed models with from_pretrained of a folder, and diffusers 0.39 or newer")
         plan = self.header.plan
         ignore = type(model)._keys_to_ignore_on_load_unexpected or ()  # type: ignore[attr-defined]
         with opened(self.files) as reader:

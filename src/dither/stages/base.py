@@ -11,7 +11,7 @@ The model stays runnable throughout: a layer is an ``nn.Linear``, then perhaps a
 transforms, and after ``commit`` the ``QLinear`` that will be saved.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import ClassVar, Protocol
@@ -19,12 +19,12 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from dither.calibrate import Probe, observe
-from dither.errors import BadRecipe, BadValue, DitherError
+from dither.calibrate import BlockStep, Probe, observe, walk
+from dither.errors import BadRecipe, DitherError
 from dither.models.base import Adapter, Call, Layer, linear_at
-from dither.nn import Clock, QLinear, tensor_layout
+from dither.nn import Clock, QLinear, TimedLinear, tensor_layout
 from dither.nn import replace as put
-from dither.spec import Bits, LinearSpec, Plan, Rotation
+from dither.spec import Bits, LinearSpec, Plan, Rotation, Timed
 
 __all__ = ["Job", "Phase", "Stage", "Store"]
 
@@ -74,6 +74,7 @@ class Job:
     store: Store | None = None
     progress: Callable[[str, int, int], None] = _silent
     specs: dict[str, LinearSpec] = field(default_factory=dict)
+    timed: dict[str, Timed] = field(default_factory=dict)
     grids: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
     time_edges: tuple[float, ...] = ()
     branches: int = 1
@@ -106,7 +107,12 @@ class Job:
 
     def observe(self, what: str, probes: Mapping[str, tuple[Probe, ...]]) -> None:
         """One pass over the calibration calls that feeds these probes."""
-        observe(self.model, self.calls, probes, self.rows, lambda i, n: self.progress(what, i, n))
+        rows = [self.rows(c) for c in self.calls]
+        observe(self.model, self.calls, probes, rows, self.clock.tell, lambda i, n: self.progress(what, i, n))
+
+    def walk(self) -> Iterator[BlockStep]:
+        """The blocks in order, each with the inputs that the blocks before it, as they now are, give it."""
+        return walk(self.model, self.adapter, self.calls, [self.rows(c) for c in self.calls], self.clock.tell)
 
     def dense(self, name: str) -> Tensor:
         """A layer's full-precision weight (N, K) as it now is, transforms included; not a copy."""
@@ -126,8 +132,7 @@ class Job:
         old = linear_at(self.model, name)
         spec = self.specs.get(name, LinearSpec())
         tensors: dict[str, Tensor] = {"weight_dense": self.dense(name)}
-        if isinstance(old, QLinear):
-            tensors |= {k: v for k, v in old.named_buffers() if k in ("pre_scale", "rotation_signs")}
+        tensors |= _online(old)
         if pre_scale is not None:
             if spec.rotation is not None:
                 raise BadRecipe(f"layer '{name}' is scaled after it was rotated: put the scaling stage first")
@@ -147,17 +152,37 @@ class Job:
                 not called when an interrupted job already made them.
         """
         spec = self.specs[name]
+        tensors = _buffers(self._kept(name, make))
+        act = None if spec.act is not None and spec.act.static else spec.act  # static tables come in the ACT phase
+        self._install(name, replace(spec, act=act), {**_online(linear_at(self.model, name)), **tensors})
+
+    def commit_timed(self, name: str, spec: Timed, make: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Finish a layer that has variants; it leaves ``specs``, so that no later stage takes it for a plain one.
+
+        Args:
+            name: of the layer.
+            spec: of its variants, which select by the rows of this job's clock.
+            make: gives the tensors of every variant as ``I.NAME``: those that ``commit`` takes, and ``pre_scale`` and
+                ``rotation_signs`` where a variant has its own.
+        """
+        old = linear_at(self.model, name)
+        kept = self._kept(name, make)
+        variants = []
+        for i, variant in enumerate(spec.variants):
+            mine = {k.partition(".")[2]: v for k, v in kept.items() if k.partition(".")[0] == str(i)}
+            variants.append(_filled(name, old, variant, {**_online(old), **_buffers(mine)}, self.clock, None))
+        put(self.model, name, TimedLinear(variants, spec.select, old.bias, self.clock).train(old.training))
+        self.specs.pop(name, None)
+        self.timed[name] = spec
+
+    def _kept(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        """A layer's tensors from the store, or made now and stored."""
         kept = self.store.get(name) if self.store is not None else None
         if kept is None:
             kept = self._made(name, make)
             if self.store is not None:
                 self.store.put(name, kept)
-        old = linear_at(self.model, name)
-        tensors = {k if k.startswith("lowrank_") else f"weight_{k}": v for k, v in kept.items()}
-        if isinstance(old, QLinear):
-            tensors |= {k: v for k, v in old.named_buffers() if k in ("pre_scale", "rotation_signs")}
-        act = None if spec.act is not None and spec.act.static else spec.act  # static tables come in the ACT phase
-        self._install(name, replace(spec, act=act), tensors)
+        return kept
 
     def _made(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         """Errors in making a layer's tensors name the layer."""
@@ -175,29 +200,48 @@ class Job:
 
     def _install(self, name: str, spec: LinearSpec, tensors: Mapping[str, Tensor]) -> None:
         old = linear_at(self.model, name)
-        shape, device = (
-            (old.out_features, old.in_features),
-            tensors["weight_dense" if spec.weight is None else "weight_codes"].device,
-        )
-        dtype = tensors["weight_dense"].dtype if spec.weight is None else torch.float32
-        new = QLinear(spec, shape[1], shape[0], old.bias, self.clock, "meta", dtype)
-        if missing := set(tensor_layout(spec, shape)) - set(tensors):
-            raise BadRecipe(f"layer '{name}': the recipe never makes its '{sorted(missing)[0]}'")
-        new.load({k: v.to(device).contiguous() for k, v in tensors.items()})
-        put(self.model, name, new.train(old.training))
+        put(self.model, name, _filled(name, old, spec, tensors, self.clock, old.bias).train(old.training))
 
     def finish(self) -> Plan:
         """The plan of what was done; raises BadRecipe if a layer was promised something that no stage did."""
         for name, spec in self.specs.items():
             module = linear_at(self.model, name)
-            if not isinstance(module, QLinear) or module.spec != spec:
-                missing = (
-                    "a stage that makes its weights"
-                    if not isinstance(module, QLinear)
-                    else "a 'ranges' stage for its static activations"
+            if not isinstance(module, QLinear) or (spec.weight is not None and module.spec.weight is None):
+                raise BadRecipe(
+                    f"layer '{name}' is to have {spec.weight} weights, but no stage of the recipe makes them"
                 )
-                raise BadRecipe(f"layer '{name}' is to be {spec}, but the recipe lacks {missing}")
-        return Plan(dict(self.specs), self.time_edges, self.branches)
+            if module.spec != spec:
+                raise BadRecipe(f"layer '{name}' is to be {spec}, but no stage (such as 'ranges') finished it")
+        return Plan({**self.specs, **self.timed}, self.time_edges, self.branches)
+
+
+def _buffers(kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as stages name them, under the names that a QLinear's buffers have."""
+    own = ("lowrank_", "pre_scale", "rotation_signs")
+    return {k if k.startswith(own) else f"weight_{k}": v for k, v in kept.items()}
+
+
+def _online(linear: nn.Linear) -> dict[str, Tensor]:
+    """The online transforms that a layer has so far."""
+    return {k: v for k, v in linear.named_buffers() if k in ("pre_scale", "rotation_signs")}
+
+
+def _filled(
+    name: str,
+    old: nn.Linear,
+    spec: LinearSpec,
+    tensors: Mapping[str, Tensor],
+    clock: Clock,
+    bias: nn.Parameter | None,
+) -> QLinear:
+    """A QLinear in place of ``old`` with these buffers, on the device of its weight."""
+    shape = (old.out_features, old.in_features)
+    dtype = tensors["weight_dense"].dtype if spec.weight is None else torch.float32
+    if missing := set(tensor_layout(spec, shape)) - set(tensors):
+        raise BadRecipe(f"layer '{name}': the recipe never makes its '{min(missing)}'")
+    device = next(t.device for k, t in tensors.items() if k.startswith("weight_"))
+    new = QLinear(spec, shape[1], shape[0], bias, clock, "meta", dtype)
+    return new.load({k: v.to(device).contiguous() for k, v in tensors.items()})
 
 
 class Stage(Protocol):
@@ -209,9 +253,3 @@ class Stage(Protocol):
 
     def run(self, job: Job) -> None:
         """Do the work on the job."""
-
-
-def check_finite(name: str, tensor: Tensor) -> None:
-    """Raise BadValue naming the tensor if it holds NaN or infinity."""
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-        raise BadValue(f"tensor '{name}' holds NaN or infinity")

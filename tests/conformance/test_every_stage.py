@@ -1,0 +1,103 @@
+"""What every stage must do. A new stage is one row in ``ROWS``; a test fails until it has one."""
+
+import dataclasses
+import json
+
+import jobs
+import pytest
+import torch
+
+import dither
+from dither.checkpoint import header_of
+from dither.recipes import recipe_from, recipe_to
+from dither.spec import Act, Bits, Codebook, Int, Recipe, from_json, to_json
+from dither.stages import STAGES, Assign, Clip, Phase, Ranges, Rtn, Smooth, Stage, describe, stage_from
+
+PLAIN = Assign(weight=Int(4), act=Act(Int(8)), adaln=Int(8))
+STATIC = Assign(weight=Int(8), act=Act(Int(8, False), static=True), adaln=Int(8), time_groups=3, branches=2)
+
+ROWS: dict[str, tuple[Stage, tuple[Stage, ...]]] = {
+    "smooth": (Smooth(), (Smooth(), PLAIN, Rtn())),
+    "smooth alpha 0": (Smooth(alpha=0.0), (Smooth(alpha=0.0), PLAIN, Rtn())),
+    "smooth alpha 1": (Smooth(alpha=1.0), (Smooth(alpha=1.0), PLAIN, Rtn())),
+    "smooth searched": (Smooth(search=(0.25, 0.5, 0.75), rows=64), (Smooth(search=(0.25, 0.5, 0.75)), PLAIN, Rtn())),
+    "smooth online": (Smooth(online=True), (Smooth(online=True), PLAIN, Rtn())),
+    "assign": (PLAIN, (PLAIN, Rtn())),
+    "assign weight only": (Assign(weight=Int(3, False, 8)), (Assign(weight=Int(3, False, 8)), Rtn())),
+    "assign codebook": (Assign(weight=Codebook(2, 16)), (Assign(weight=Codebook(2, 16)), Rtn())),
+    "assign act only": (Assign(act=Act(Int(8))), (Assign(act=Act(Int(8))), Rtn())),
+    "clip by outputs": (Clip(steps=5, rows=64), (PLAIN, Clip(steps=5, rows=64), Rtn())),
+    "clip by weights": (Clip(steps=5, outputs=False, power=2.0), (PLAIN, Clip(steps=5, outputs=False), Rtn())),
+    "rtn": (Rtn(), (PLAIN, Rtn())),
+    "ranges": (Ranges(), (STATIC, Rtn(), Ranges())),
+    "ranges shrunk": (Ranges(keep=0.9), (STATIC, Rtn(), Ranges(keep=0.9))),
+}
+"""What it shows -> the stage with these switches, and a whole recipe with it."""
+TRANSFORMS = [name for name, (stage, _) in ROWS.items() if stage.phase == Phase.TRANSFORM]
+
+
+def recipe(row: str) -> Recipe:
+    return Recipe("test", "", Bits(4, 8), describe(ROWS[row][1]))
+
+
+def quantized(row: str, seed: int = 0):
+    pipe = jobs.pipeline()
+    return dither.quantize(
+        pipe, recipe(row), seed=seed, calibration=dither.Calibration(samples=10, steps=3, calls=3)
+    ).transformer
+
+
+def test_every_stage_has_a_row():
+    assert {stage.tag for stage, _ in ROWS.values()} == set(STAGES)
+    assert all(stage in stages or stage.tag in {s.tag for s in stages} for stage, stages in ROWS.values())
+
+
+@pytest.mark.parametrize("tag", STAGES)
+def test_a_stage_is_a_frozen_dataclass_under_its_tag(tag):
+    cls = STAGES[tag]
+    assert cls.tag == tag
+    assert isinstance(cls.phase, Phase)
+    assert isinstance(cls.paper, str)
+    assert cls.__dataclass_params__.frozen
+    assert cls() == stage_from(tag, {})  # every switch has a default
+
+
+@pytest.mark.parametrize("row", TRANSFORMS)
+def test_a_transform_keeps_the_function(row):
+    pipe = jobs.pipeline()
+    before = {k: v.clone() for k, v in pipe.transformer.state_dict().items()}
+    want = jobs.outputs(pipe.transformer)
+    jobs.run((ROWS[row][0],), pipe.transformer)
+    assert jobs.relative_error(jobs.outputs(pipe.transformer), want) < 1e-5
+    after = pipe.transformer.state_dict()
+    assert any(not torch.equal(v, after[k]) for k, v in before.items() if k in after)  # and it did something
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_json_round_trip_is_exact(row):
+    stage = ROWS[row][0]
+    ((tag, fields),) = describe((stage,))
+    assert set(fields) == {f.name for f in dataclasses.fields(stage)}
+    assert stage_from(tag, json.loads(json.dumps(fields))) == stage
+    whole = recipe(row)
+    assert recipe_from(json.loads(json.dumps(recipe_to(whole)))) == whole
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_job_finishes_and_its_checkpoint_reloads_to_the_same_bits(row, tmp_path):
+    model = quantized(row)
+    plan = header_of(model).plan
+    assert plan.layers
+    assert from_json(json.loads(json.dumps(to_json(plan)))) == plan
+    want = jobs.outputs(model)
+    assert torch.isfinite(want).all()
+    dither.save(model, tmp_path / "saved")
+    again = dither.load(tmp_path / "saved")
+    assert header_of(again).plan == plan
+    assert jobs.same_tensors(again, model)
+    assert torch.equal(jobs.outputs(again), want)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_one_seed_gives_one_model(row):
+    assert jobs.same_tensors(quantized(row, seed=3), quantized(row, seed=3))
