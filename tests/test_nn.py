@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from dither.clock import Clock, start_clock
 from dither.errors import BadCheckpoint
 from dither.kernels import named
-from dither.nn import Clock, QLinear, TimedLinear, build, install, start_clock, tensor_layout
+from dither.nn import QLinear, TimedLinear, build, install, tensor_layout
 from dither.spec import PER_TENSOR, Act, Codebook, Int, LinearSpec, LowRank, Plan, Rotation, Timed
 
 SPECS = {

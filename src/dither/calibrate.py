@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dither.errors import BadModel, BadValue
 from dither.models.base import Adapter, Call
+from dither.probes import AbsMax, MinMax, Probe, RowSample
 
 __all__ = ["AbsMax", "BlockStep", "MinMax", "Probe", "RowSample", "observe", "record", "replay", "walk"]
 
@@ -33,7 +34,7 @@ def _to(value: Any, device: torch.device | str) -> Any:
 
 
 def _device(model: nn.Module) -> torch.device:
-    return next(t.device for t in (*model.parameters(), *model.buffers()))
+    return next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
 
 
 def record(model: nn.Module, run: Callable[[], object], *, limit: int = 64, seed: int = 0) -> tuple[Call, ...]:
@@ -89,78 +90,6 @@ def replay(model: nn.Module, call: Call) -> Any:
         return model(*_to(call.args, device), **_to(call.kwargs, device))
 
 
-class Probe(Protocol):
-    """A streaming statistic of one layer's input."""
-
-    def update(self, x: Tensor, rows: Tensor) -> None:
-        """Take in one call's input x (B, ..., K); ``rows`` (B,) int64 is each sample's clock row."""
-
-
-class AbsMax:
-    """Largest magnitude of each channel, for each clock row: ``value`` (R, K) float32."""
-
-    def __init__(self, channels: int, rows: int = 1) -> None:
-        self.value = torch.zeros(rows, channels)
-
-    def update(self, x: Tensor, rows: Tensor) -> None:
-        """Take in one call's input."""
-        peak = _per_sample(x, rows).abs().amax(1)  # (B, K)
-        index = _fold_rows(rows, self.value.shape[0])[:, None].expand_as(peak)
-        self.value = self.value.to(x.device).scatter_reduce(0, index, peak, "amax")
-
-
-class MinMax:
-    """Smallest and largest value of each channel, for each clock row: ``lo``, ``hi`` (R, K) float32."""
-
-    def __init__(self, channels: int, rows: int = 1) -> None:
-        self.lo = torch.full((rows, channels), torch.inf)
-        self.hi = torch.full((rows, channels), -torch.inf)
-
-    def update(self, x: Tensor, rows: Tensor) -> None:
-        """Take in one call's input."""
-        samples = _per_sample(x, rows)  # (B, n, K)
-        index = _fold_rows(rows, self.lo.shape[0])[:, None].expand(-1, samples.shape[2])
-        self.lo = self.lo.to(x.device).scatter_reduce(0, index, samples.amin(1), "amin")
-        self.hi = self.hi.to(x.device).scatter_reduce(0, index, samples.amax(1), "amax")
-
-
-class RowSample:
-    """A few input rows of every call, as whole tokens: ``value`` (n, K) float32; memory is bounded by ``limit`` rows.
-
-    Each call gives an equal share, drawn by a seeded generator; when full, a random half is dropped and shares halve.
-    """
-
-    def __init__(self, limit: int = 2048, share: int = 64, seed: int = 0) -> None:
-        self.limit, self.share = limit, share
-        self.generator = torch.Generator().manual_seed(seed)
-        self.parts: list[Tensor] = []
-
-    def update(self, x: Tensor, rows: Tensor) -> None:
-        """Take in one call's input."""
-        flat = x.detach().reshape(-1, x.shape[-1])
-        pick = torch.randperm(flat.shape[0], generator=self.generator)[: self.share]
-        self.parts.append(flat[pick.to(flat.device)].float().cpu())
-        if sum(len(p) for p in self.parts) > self.limit:
-            everything = torch.cat(self.parts)
-            keep = torch.randperm(len(everything), generator=self.generator)[: self.limit // 2].sort().values
-            self.parts, self.share = [everything[keep]], max(1, self.share // 2)
-
-    @property
-    def value(self) -> Tensor:
-        """The rows kept so far, (n, K)."""
-        return torch.cat(self.parts)
-
-
-def _per_sample(x: Tensor, rows: Tensor) -> Tensor:
-    """x as (B, n, K) float32, with B the clock's batch: a layer may fold frames or heads into its batch."""
-    return x.detach().float().reshape(rows.shape[0], -1, x.shape[-1])
-
-
-def _fold_rows(rows: Tensor, count: int) -> Tensor:
-    """Clock rows as indices of a table of ``count`` rows; a table of one row takes them all."""
-    return torch.zeros_like(rows) if count == 1 else rows
-
-
 def observe(
     model: nn.Module,
     calls: Sequence[Call],
@@ -181,23 +110,30 @@ def observe(
 
     Raises:
         BadValue: an input holds NaN or infinity; the layer is named.
+        BadModel: no call reached a layer; it is named.
     """
     now: dict[str, Tensor] = {}
+    reached: set[str] = set()
     with ExitStack() as stack:
         for name, readers in probes.items():
             module = model.get_submodule(name)
-            stack.callback(module.register_forward_pre_hook(_feeder(name, readers, now)).remove)
+            stack.callback(module.register_forward_pre_hook(_feeder(name, readers, now, reached)).remove)
         for i, call in enumerate(calls):
             now["rows"] = rows[i]
             tell(rows[i])
             replay(model, call)
             if progress is not None:
                 progress(i + 1, len(calls))
+    if missed := [name for name in probes if name not in reached]:
+        raise BadModel(
+            f"calibration: no denoiser call reached layer '{missed[0]}': exclude it, or sample so that it runs"
+        )
 
 
-def _feeder(name: str, probes: Sequence[Probe], now: Mapping[str, Tensor]) -> Callable[..., None]:
+def _feeder(name: str, probes: Sequence[Probe], now: Mapping[str, Tensor], reached: set[str]) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
         x = args[0]
+        reached.add(name)
         if not bool(torch.isfinite(x).all()):
             raise BadValue(f"calibration: the input of layer '{name}' holds NaN or infinity")
         for probe in probes:
@@ -259,9 +195,12 @@ def walk(
     ``observe``: a block that runs alone has no denoiser call to read the time from.
 
     Raises:
-        BadModel: a block's output is not simply the next block's input (checked on the first call, before any change).
+        BadModel: there are no blocks, or a block's output is not simply the next block's input (checked on the first
+            call, before any change).
     """
     names = list(adapter.blocks(model))
+    if not names:
+        raise BadModel(f"{type(model).__name__} has no blocks that could be walked")
     _check_carry(model, adapter, names, calls[0])
     current = _inputs_of(model, names[0], calls)
     for name in names:

@@ -1,4 +1,4 @@
-"""Quantized linears as modules: plain buffers under a spec, and the clock that tells them which time group it is.
+"""Quantized linears as modules: plain buffers under a spec.
 
 ``QLinear`` computes ``y = decode(weight) . act(rotate(pre_scale * x)) + bias`` (+ a low-rank branch). Which kernel does it
 is chosen from the spec, the shape and the device; the buffers are the same for all. It is an ``nn.Linear`` by ancestry, so
@@ -11,68 +11,17 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
+from dither.clock import Clock, Read, start_clock
 from dither.errors import BadCheckpoint
 from dither.kernels import Inputs, Kernel, choose, is_simulated
 from dither.kernels.gradient import run
-from dither.numerics import decode, layout, rotate, unrotate
+from dither.numerics import decode, groups, layout, rotate, unrotate
 from dither.packed import PackedWeight
 from dither.spec import Format, LinearSpec, Plan, Spec, Timed
 
 __all__ = ["Clock", "PackedWeight", "QLinear", "Read", "TimedLinear", "build", "install", "replace", "tensor_layout"]
 
 Layout: TypeAlias = dict[str, tuple[tuple[int, ...], torch.dtype]]
-
-Read: TypeAlias = Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Tensor, Tensor]]
-"""Arguments of a denoiser call -> normalized noise level (B,) and branch (B,)."""
-
-
-class Clock:
-    """Which row of its tables each sample of the running call uses; set once a model call, shared by all layers.
-
-    Args:
-        edges: inner edges of the time groups on the normalized noise level, ascending.
-        branches: 2 if unconditional rows have rows of their own.
-    """
-
-    def __init__(self, edges: tuple[float, ...] = (), branches: int = 1) -> None:
-        self.edges = torch.tensor(edges, dtype=torch.float32)
-        self.branches = branches
-        self.row = torch.zeros(1, dtype=torch.int64)
-
-    def rows_at(self, level: Tensor, branch: Tensor) -> Tensor:
-        """Table rows of samples at these normalized noise levels (B,) and branches (B,), (B,) int64."""
-        group = torch.bucketize(level.float(), self.edges.to(level.device), right=True)
-        return group * self.branches + (branch if self.branches > 1 else 0)
-
-    def set(self, level: Tensor, branch: Tensor) -> None:
-        """Tell the time of the call that is about to run."""
-        self.tell(self.rows_at(level, branch))
-
-    def tell(self, rows: Tensor) -> None:
-        """The same, as table rows (B,) int64."""
-        self.row = rows
-
-    def pick(self, table: Tensor, x: Tensor) -> Tensor:
-        """Rows of a table (R, W) that broadcast against x (B, ..., W); a table of one row serves every time."""
-        if table.shape[0] == 1:
-            return table[0]
-        rows = table[self.row.to(table.device)]  # (B or 1, W)
-        if rows.shape[0] > 1 and x.shape[0] != rows.shape[0]:  # a layer that folds frames or heads into the batch
-            if x.shape[0] % rows.shape[0]:
-                raise BadCheckpoint(f"input batch {x.shape[0]} is no multiple of the clock's batch {rows.shape[0]}")
-            rows = rows.repeat_interleave(x.shape[0] // rows.shape[0], dim=0)
-        return rows.view(rows.shape[0], *(1,) * (x.ndim - 2), table.shape[1])
-
-
-class ClockHook:
-    """A forward pre-hook of the whole denoiser that reads its arguments and sets the clock."""
-
-    def __init__(self, clock: Clock, read: Read) -> None:
-        self.clock = clock
-        self.read = read
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.clock.set(*self.read(args, kwargs))
 
 
 def _stored(prefix: str, fmt: Format | None, shape: tuple[int, int], dtype: torch.dtype) -> Layout:
@@ -86,11 +35,12 @@ def tensor_layout(spec: LinearSpec, shape: tuple[int, int], dtype: torch.dtype =
     """Every buffer of a QLinear of this spec and shape (N, K), bias apart; ``dtype`` is that of full-precision parts."""
     n, k = shape
     out = _stored("weight", spec.weight, shape, dtype)
-    if spec.act is not None and spec.act.static:
-        groups = k // spec.act.grid.group if spec.act.grid.group > 0 else 1
-        out["act_scale"] = ((spec.act.rows, groups), torch.float32)
-        if not spec.act.grid.symmetric:
-            out["act_zero"] = ((spec.act.rows, groups), torch.uint8)
+    if spec.act is not None:
+        count = groups(k, spec.act.grid.group)  # a dynamic grid stores nothing, but its groups must divide too
+        if spec.act.static:
+            out["act_scale"] = ((spec.act.rows, count), torch.float32)
+        if spec.act.static and not spec.act.grid.symmetric:
+            out["act_zero"] = ((spec.act.rows, count), torch.uint8)
     if spec.pre_scale:
         out["pre_scale"] = ((spec.pre_scale, k), torch.float32)
     if spec.rotation is not None:
@@ -156,8 +106,8 @@ class QLinear(nn.Linear):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The effective weight (N, K), decoded anew at each access; read-only."""
-        dtype = self.bias.dtype if self.bias is not None else torch.float32
-        return self.dequantized().to(dtype).as_subclass(PackedWeight)
+        dense = self.dequantized().to(self.bias.dtype if self.bias is not None else torch.float32)
+        return dense if torch.compiler.is_compiling() else dense.as_subclass(PackedWeight)  # graphs take no subclass
 
     def stored(self, prefix: str = "weight") -> dict[str, Tensor]:
         """The buffers of one stored matrix by their format's names."""
@@ -333,9 +283,3 @@ def install(
             raise BadCheckpoint(f"the plan names layer '{name}', which the model does not have as a linear")
         replace(model, name, build(spec, linear, clock, device, dtype))
     return clock
-
-
-def start_clock(model: nn.Module, clock: Clock, read: Read) -> None:
-    """Let a hook on the model set the clock at each call, unless every table has one row."""
-    if len(clock.edges) or clock.branches > 1:
-        model.register_forward_pre_hook(ClockHook(clock, read), with_kwargs=True)

@@ -19,7 +19,7 @@ _HARMLESS = {"requires_grad_", "detach_"}
 
 
 class PackedWeight(Tensor):
-    """A decoded copy of a packed weight. Reading it gives ordinary tensors; writing to it, or asking for ``.data``, is refused."""
+    """A decoded copy of a packed weight. Reading it gives ordinary tensors; writing to it, or ``.data``, is refused."""
 
     @classmethod
     def __torch_function__(
@@ -33,13 +33,14 @@ class PackedWeight(Tensor):
         name = func.__name__
         writes = name in _WRITING or (name.endswith("_") and not name.endswith("__") and name not in _HARMLESS)
         options = kwargs or {}
-        if (writes and isinstance(args[0], cls)) or isinstance(options.get("out"), cls):
+        written = args[0] if args else next(iter(options.values()), None)
+        if (writes and isinstance(written, cls)) or isinstance(options.get("out"), cls):
             _refuse()
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **options)
 
     @property
-    def data(self) -> Tensor:  # type: ignore[override]
+    def data(self) -> Tensor:
         """Refused: whoever asks is about to write, or to keep it as if it were the parameter."""
         _refuse()
 

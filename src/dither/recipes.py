@@ -6,7 +6,7 @@ comes out; nothing is evaluated.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dither.errors import BadRecipe
@@ -120,9 +120,11 @@ def recipe_from(data: Any) -> Recipe:
             raise BadRecipe(f"stage {item!r} of recipe '{data['name']}' must be an object with a 'stage' tag")
         pairs.append((item["stage"], {k: v for k, v in item.items() if k != "stage"}))
     recipe = Recipe(data["name"], str(data.get("paper", "")), Bits.parse(data["bits"]), tuple(pairs))
-    return Recipe(
-        recipe.name, recipe.paper, recipe.bits, describe(stages_of(recipe))
-    )  # defaults filled in, all checked
+    try:
+        filled = describe(stages_of(recipe))  # defaults filled in, all checked
+    except RecursionError:
+        raise BadRecipe(f"recipe '{recipe.name}' is nested too deeply") from None
+    return replace(recipe, stages=filled)
 
 
 def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
@@ -132,7 +134,7 @@ def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
         path, equals, text = setting.partition("=")
         tag, *keys = path.strip().split(".")
         targets = [s for s in data["stages"] if s["stage"] == tag]
-        if not equals or not keys:
+        if not equals or not keys or keys == ["stage"]:
             raise BadRecipe(f"setting '{setting}': write STAGE.FIELD=VALUE")
         if not targets:
             have = ", ".join(s["stage"] for s in data["stages"])
@@ -145,7 +147,7 @@ def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
 def _assign_at(target: dict[str, Any], keys: Sequence[str], text: str, setting: str) -> None:
     try:
         value = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # also a number of thousands of digits, and brackets without end
         value = text
     node: Any = target
     for key in keys[:-1]:

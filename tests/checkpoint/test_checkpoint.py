@@ -41,6 +41,21 @@ def test_loading_into_meta_builds_nothing_dense(folder, model):
     assert all(v.device.type == "cpu" for v in again.state_dict().values())
 
 
+def test_buffers_that_no_checkpoint_holds(folder):
+    with torch.device("meta"):
+        again = tiny.Denoiser()
+        again.register_buffer("positions", torch.zeros(3), persistent=False)
+    with pytest.raises(DitherError, match="'positions' is in no checkpoint"):
+        load_into(again, folder, tiny.read)
+
+
+def test_frozen_parameters_stay_frozen(folder):
+    again = tiny.dense()
+    again.requires_grad_(False)
+    load_into(again, folder, tiny.read)
+    assert not any(p.requires_grad for p in again.parameters())
+
+
 def test_time_groups_and_branches_work_after_loading(folder):
     again = tiny.dense()
     load_into(again, folder, tiny.read)

@@ -105,6 +105,20 @@ def test_removing_the_adapter_restores_the_output(model):
     assert isinstance(model.transformer_blocks[0].attn.to_q, QLinear)
 
 
+def test_loading_a_trained_adapter(model, folder):
+    model.add_adapter(lora(lora_alpha=2))  # bare tensors say nothing of alpha: loading takes the rank
+    weights = peft.get_peft_model_state_dict(model, adapter_name="default")
+    other = SD3Transformer2DModel.from_pretrained(folder)
+    other.load_lora_adapter({k: v.clone() for k, v in weights.items()}, prefix=None)
+    torch.testing.assert_close(run(other), run(model))
+
+
+def test_timed_layers_take_no_adapter():
+    model = tiny.stamped_dit(tiny.plan())
+    with pytest.raises(ValueError, match="TimedLinear"):
+        peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["transformer_blocks.0.ff.net.2"]), model)
+
+
 @pytest.mark.parametrize("safe", [False, True])
 def test_fusing_a_lora_is_refused_and_changes_nothing(model, safe):
     model.add_adapter(lora())
@@ -129,8 +143,9 @@ def test_fusing_projections_is_refused_and_changes_nothing(model):
     assert torch.equal(run(model), before)
 
 
-def test_saving_with_an_adapter_attached_is_refused(model, tmp_path):
-    model.add_adapter(lora())
+@pytest.mark.parametrize("targets", [TARGETS, ["proj_out"]], ids=["packed", "full precision"])
+def test_saving_with_an_adapter_attached_is_refused(model, tmp_path, targets):
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=targets))
     with pytest.raises(Refused, match=r"adapter is attached to layer .*unload_lora"):
         model.save_pretrained(tmp_path / "again")
     model.unload_lora()

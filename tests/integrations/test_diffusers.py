@@ -1,20 +1,24 @@
 """diffusers loads and saves packed models as its own, and nothing is lost on the way."""
 
 import copy
+import importlib
 import json
 import os
 import subprocess
 import sys
 
+import diffusers.models.modeling_utils as loading
 import pytest
 import tiny
 import torch
+from accelerate import cpu_offload
 from diffusers import AutoencoderKL, AutoModel, DDIMScheduler, DiffusionPipeline, DiTPipeline, DiTTransformer2DModel
 from diffusers.quantizers import PipelineQuantizationConfig
 from diffusers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+import dither
 from dither.checkpoint import Header, config_of, header_of, verify
 from dither.errors import BadCheckpoint, DitherError, Refused
 from dither.integrations.diffusers import (
@@ -97,6 +101,31 @@ def test_dtype_of_the_file_may_differ_from_the_one_asked_for(folder, tmp_path):
     assert full.dtype == torch.float32
     again = DiTTransformer2DModel.from_pretrained(tmp_path / "half", torch_dtype=torch.bfloat16)
     assert tiny.same_state(again, half)
+
+
+def test_modules_that_a_class_keeps_in_float32(folder, monkeypatch):
+    monkeypatch.setattr(DiTTransformer2DModel, "_keep_in_fp32_modules", ["proj_out_1", "attn1"])
+    again = DiTTransformer2DModel.from_pretrained(folder, torch_dtype=torch.bfloat16)
+    assert again.proj_out_1.weight.dtype == torch.float32
+    assert again.proj_out_2.weight.dtype == torch.bfloat16
+    layer = again.transformer_blocks[0].attn1.to_q
+    assert (layer.bias.dtype, layer.weight_scale.dtype) == (torch.float32, torch.float32)
+    assert layer.weight_codes.dtype == torch.uint8
+
+
+def test_shards_loaded_in_parallel(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "HF_ENABLE_PARALLEL_LOADING", True)
+    model.save_pretrained(tmp_path, max_shard_size=4000)
+    again = DiTTransformer2DModel.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    q = "transformer_blocks.0.attn1.to_q.weight_scale"
+    assert torch.equal(again.state_dict()[q], model.state_dict()[q])
+    assert all(v.device.type == "cpu" for v in again.state_dict().values())
+
+
+def test_offloading_hooks_of_accelerate(folder, model):
+    again = DiTTransformer2DModel.from_pretrained(folder)
+    cpu_offload(again, execution_device=torch.device("cpu"))
+    assert torch.equal(run(again), run(model))
 
 
 def test_saving_again_gives_the_same_files(folder, tmp_path):
@@ -231,6 +260,12 @@ def test_without_importing_dither(folder):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 1
     assert "ValueError: Unknown quantization type, got dither" in done.stderr
+
+
+def test_importing_dither_registers(monkeypatch):
+    monkeypatch.delitem(AUTO_QUANTIZER_MAPPING, "dither")
+    importlib.reload(dither)
+    assert AUTO_QUANTIZER_MAPPING["dither"] is DitherQuantizer
 
 
 def test_register_is_idempotent():

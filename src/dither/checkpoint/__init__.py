@@ -108,6 +108,10 @@ def load_into(model: nn.Module, directory: str | Path, read: Read | None = None)
             tensors[name] = reader(name).to("cpu" if device.type == "meta" else device)
     install(model, plan, read or _timeless, device="meta")
     model.load_state_dict(tensors, strict=True, assign=True)
+    if empty := [name for name, buffer in model.named_buffers() if buffer.is_meta]:
+        raise DitherError(
+            f"buffer '{empty[0]}' is in no checkpoint (persistent=False): build the model off the meta device"
+        )
     attach(model, header)
 
 

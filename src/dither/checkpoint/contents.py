@@ -74,7 +74,7 @@ def expected_tensors(model: nn.Module, plan: Plan) -> Expected:
     modules = dict(model.named_modules())
     for name, spec in plan.layers.items():
         linear = modules.get(name)
-        if not isinstance(linear, nn.Linear):
+        if not name or not isinstance(linear, nn.Linear):
             raise BadCheckpoint(f"the plan names layer '{name}', which the model does not have as a linear")
         out = {k: v for k, v in out.items() if not k.startswith(f"{name}.")}
         if linear.bias is not None:

@@ -173,9 +173,8 @@ class DitherQuantizer(DiffusersQuantizer):
         """Called by ``save_pretrained``: digests for the metadata of the files."""
         if not safe_serialization:
             raise Refused("a quantized model is saved as safetensors only; leave safe_serialization=True")
-        for name in self.header.plan.layers:
-            if any(key.startswith(f"{name}.base_layer.") for key in state_dict):
-                raise Refused(f"an adapter is attached to layer '{name}': take it off with unload_lora(), then save")
+        if wrapped := [key.partition(".base_layer.")[0] for key in state_dict if ".base_layer." in key]:
+            raise Refused(f"an adapter is attached to layer '{wrapped[0]}': take it off with unload_lora(), then save")
         return state_dict, metadata_of(state_dict, self.header.plan)
 
     def _dequantize(self, model: nn.Module) -> nn.Module:

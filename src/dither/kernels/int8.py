@@ -6,6 +6,9 @@ With ``x = s_x (a - z_x)`` per token and ``w = s_w (c - z_w)`` per output channe
 
 Weights of fewer than 8 bits stay packed and are unpacked to int8 for the product. Unsigned 8-bit codes are moved by -128
 with their zero point, which leaves the formula unchanged. On the CPU oneDNN runs this on VNNI instructions.
+
+Sums over k have no order, so 4-bit codes are unpacked to even columns first, odd columns after: two shifts of whole rows,
+where putting neighbours side by side again takes longer than the product. The activations' columns follow them.
 """
 
 from collections.abc import Mapping
@@ -14,13 +17,16 @@ import torch
 from torch import Tensor
 
 from dither.kernels.table import Inputs, Kernel, Shape
-from dither.numerics import dynamic_grid, to_codes, unpack_int
+from dither.numerics import dynamic_grid, grid, to_codes, unpack_int
 from dither.spec import PER_ROW, PER_TENSOR, Int, LinearSpec
 
 __all__ = ["INT8_MM"]
 
 _WHOLE = (PER_ROW, PER_TENSOR)
 _CUDA_ROWS = 32  # torch._int_mm on CUDA wants more than 16 rows and multiples of 8
+# On the CPU it reads leading dimensions from strides, which mean nothing for an axis of length 1: torch.compile writes 0
+# there, oneDNN then refuses the call, and the result is garbage without an error (pytorch issue 195066).
+_CPU_LEAST = 2
 
 
 def _fits(spec: LinearSpec, shape: Shape, device: torch.device) -> bool:
@@ -29,7 +35,9 @@ def _fits(spec: LinearSpec, shape: Shape, device: torch.device) -> bool:
         return False
     if any(f.symmetric and f.bits == 1 for f in (weight, act.grid)):  # codes of {-1, +1} are not integers in place
         return False
-    return device.type == "cpu" or (device.type == "cuda" and shape[0] % 8 == 0 and shape[1] % 8 == 0)
+    if device.type == "cpu":
+        return min(shape) >= _CPU_LEAST
+    return device.type == "cuda" and shape[0] % 8 == 0 and shape[1] % 8 == 0
 
 
 def _centre(codes: Tensor, fmt: Int) -> Tensor:
@@ -44,11 +52,37 @@ def _offset(fmt: Int) -> int:
     return 128 if fmt.bits == 8 and not fmt.symmetric else 0
 
 
+def _in_halves(fmt: Int, k: int) -> bool:
+    """Whether the weight's codes come as two halves, the even columns and the odd ones: two 4-bit codes fill a byte."""
+    return fmt.bits == 4 and k % 2 == 0
+
+
 def _weight_codes(spec: LinearSpec, shape: Shape, weight: Mapping[str, Tensor]) -> Tensor:
-    """(N, K) int8; a view for 8-bit symmetric weights."""
+    """(N, K) int8, its columns as ``_in_halves`` says; a view for 8-bit symmetric weights."""
     fmt = spec.weight
     assert isinstance(fmt, Int)
-    return _centre(unpack_int(weight, fmt, shape[1]), fmt)
+    if not _in_halves(fmt, shape[1]):
+        return _centre(unpack_int(weight, fmt, shape[1]), fmt)
+    pairs = weight["codes"]  # (N, K / 2) uint8, the even column in the low bits
+    halves = torch.empty((shape[0], 2, shape[1] // 2), dtype=torch.int8, device=pairs.device)
+    bytes_ = pairs.view(torch.int8) if fmt.symmetric else pairs  # shifts to the right repeat the sign of int8
+    halves[:, 0] = (bytes_ << 4) >> 4
+    halves[:, 1] = bytes_ >> 4
+    return halves.view(shape)
+
+
+def _activation_codes(x: Tensor, scale: Tensor, zero: Tensor | None, act: Int, weight: Int) -> Tensor:
+    """(M, K) int8, its columns in the order of the weight's."""
+    a = _centre(to_codes(x, scale, zero, act), act)
+    rows, k = a.shape
+    return a.view(rows, k // 2, 2).transpose(1, 2).reshape(rows, k) if _in_halves(weight, k) else a
+
+
+def _range(x: Tensor, fmt: Int) -> tuple[Tensor, Tensor | None]:
+    """``dynamic_grid`` of x (M, K), the same bits. Along rows amin and amax are many times faster than one aminmax."""
+    if fmt.group == PER_TENSOR:
+        return dynamic_grid(x, fmt)
+    return grid(x.amin(1, keepdim=True), x.amax(1, keepdim=True), fmt)
 
 
 def _prepare(spec: LinearSpec, shape: Shape, weight: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -60,9 +94,9 @@ def _prepare(spec: LinearSpec, shape: Shape, weight: Mapping[str, Tensor]) -> di
 
 def _matmul(a: Tensor, codes: Tensor) -> Tensor:
     """(M, K) int8 times (N, K) int8 transposed, (M, N) int32."""
-    rows = a.shape[0]
-    if a.is_cuda and rows < _CUDA_ROWS:
-        a = torch.nn.functional.pad(a, (0, 0, 0, _CUDA_ROWS - rows))
+    rows, least = a.shape[0], _CUDA_ROWS if a.is_cuda else _CPU_LEAST
+    if rows < least:
+        a = torch.nn.functional.pad(a, (0, 0, 0, least - rows))
     return torch._int_mm(a, codes.t())[:rows]
 
 
@@ -78,10 +112,10 @@ def _run(call: Inputs) -> Tensor:
     n, k = call.shape
     x = call.x.reshape(-1, k).float()  # (M, K)
     if call.scale is None:
-        sx, zx = dynamic_grid(x, act.grid)  # (M or 1, 1)
+        sx, zx = _range(x, act.grid)  # (M or 1, 1)
     else:
         sx, zx = _rows_of(call.scale, call.x), None if call.zero is None else _rows_of(call.zero, call.x)
-    a = _centre(to_codes(x, sx, zx, act.grid), act.grid)  # (M, K) int8
+    a = _activation_codes(x, sx, zx, act.grid, wf)  # (M, K) int8
     za = None if zx is None else zx.to(torch.int32) - _offset(act.grid)
     codes = _weight_codes(call.spec, call.shape, call.weight)  # (N, K)
     acc = _matmul(a, codes)  # (M, N) int32

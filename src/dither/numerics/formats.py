@@ -11,7 +11,6 @@ A new format is a dataclass in ``spec``, a file here, and one line in the table 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import torch
@@ -127,12 +126,10 @@ def _codebook_fault(tensors: Mapping[str, Tensor], fmt: Codebook, shape: Sequenc
     return _scale_fault(tensors) if fmt.row_scale else None
 
 
-_TABLE: Mapping[type[Any], FormatOps] = MappingProxyType(
-    {
-        Int: FormatOps(int_layout, encode_int, decode_int, _int_fault),
-        Codebook: FormatOps(codebook_layout, encode_codebook, decode_codebook, _codebook_fault),
-    }
-)
+_TABLE: dict[type[Any], FormatOps] = {
+    Int: FormatOps(int_layout, encode_int, decode_int, _int_fault),
+    Codebook: FormatOps(codebook_layout, encode_codebook, decode_codebook, _codebook_fault),
+}
 
 
 def _ops(fmt: Format) -> FormatOps:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from dither.errors import BadCheckpoint, BadRecipe
+from dither.errors import BadCheckpoint, BadFormat, BadRecipe
 from dither.spec import Recipe, fits, from_json, to_json
 from dither.stages.assign import Assign
 from dither.stages.base import Job, Phase, Stage, Store
@@ -55,7 +55,7 @@ def stage_from(tag: str, fields: Mapping[str, Any]) -> Stage:
             raise BadRecipe(f"stage '{tag}' has no field '{name}'; its fields are {known}")
         try:
             values[name] = from_json(item)
-        except BadCheckpoint as e:
+        except (BadCheckpoint, BadFormat) as e:
             raise BadRecipe(f"{tag}.{name}: {e}") from None
         if not fits(values[name], hints[name]):
             raise BadRecipe(f"{tag}.{name} cannot be {item!r}")

@@ -14,6 +14,8 @@ from dither.stages.base import Job, Phase
 
 __all__ = ["Assign"]
 
+MOST_GROUPS = 1000
+
 
 @dataclass(frozen=True)
 class Assign:
@@ -44,15 +46,17 @@ class Assign:
             excluded = re.compile(self.exclude) if self.exclude else None
         except re.error as e:
             raise BadRecipe(f"assign.exclude '{self.exclude}' is not a regular expression: {e}") from None
-        if self.time_groups < 1:
-            raise BadRecipe(f"assign.time_groups {self.time_groups}: must be at least 1")
+        if not 1 <= self.time_groups <= MOST_GROUPS:
+            raise BadRecipe(f"assign.time_groups {self.time_groups}: must be 1 to {MOST_GROUPS}")
+        if self.branches not in (1, 2):
+            raise BadRecipe(f"assign.branches {self.branches}: must be 1 or 2 (conditional, unconditional)")
         if self.time_groups * self.branches > 1:
             job.set_clock(tuple(i / self.time_groups for i in range(1, self.time_groups)), self.branches)
         rows = self.time_groups * self.branches
-        table = replace(self.act, rows=rows) if self.act is not None and self.act.static else self.act
+        table = None if self.act is None else replace(self.act, rows=rows if self.act.static else 1)
         for layer in job.layers.values():
             if layer.keep or (excluded is not None and excluded.search(layer.name)):
                 continue
             weight, act = (self.adaln, None) if layer.kind == "adaln" else (self.weight, table)
             if weight is not None or act is not None:
-                job.specs[layer.name] = replace(job.specs.get(layer.name, LinearSpec()), weight=weight, act=act)
+                job.promise(layer.name, replace(job.specs.get(layer.name, LinearSpec()), weight=weight, act=act))

@@ -3,7 +3,7 @@
 A stage is a frozen dataclass with a phase and ``run(job)``. Phases run in order, and what a stage may do follows from it:
 
     TRANSFORM   change weights and add online transforms; the model computes the same function afterwards
-    ALLOCATE    say what each layer is to become: ``job.specs``
+    ALLOCATE    say what each layer is to become: ``job.promise``
     WEIGHT      turn dense weights into stored tensors: ``job.commit``
     ACT         calibrate static activation tables: ``job.activate``
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from dither.calibrate import BlockStep, Probe, observe, walk
-from dither.errors import BadRecipe, DitherError
+from dither.errors import BadFormat, BadRecipe, DitherError
 from dither.models.base import Adapter, Call, Layer, linear_at
 from dither.nn import Clock, QLinear, TimedLinear, tensor_layout
 from dither.nn import replace as put
@@ -118,6 +118,15 @@ class Job:
         """A layer's full-precision weight (N, K) as it now is, transforms included; not a copy."""
         module = linear_at(self.model, name)
         return module.get_buffer("weight_dense") if isinstance(module, QLinear) else module.weight.data
+
+    def promise(self, name: str, spec: LinearSpec) -> None:
+        """Say what a layer is to become; BadFormat names the layer whose width a format does not divide."""
+        linear = linear_at(self.model, name)
+        try:
+            tensor_layout(spec, (linear.out_features, linear.in_features))
+        except BadFormat as e:
+            raise BadFormat(f"layer '{name}': {e}") from None
+        self.specs[name] = spec
 
     def online(
         self, name: str, pre_scale: Tensor | None = None, rotation: tuple[Rotation, Tensor] | None = None

@@ -7,6 +7,7 @@ A tighter range rounds the many small weights more finely and clips the few larg
 DiT, and their clipping errors add up coherently over correlated inputs: the weight error alone is a bad guide.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
@@ -15,11 +16,14 @@ import torch
 from torch import Tensor
 
 from dither.calibrate import RowSample
-from dither.numerics import from_codes, grid, grouped, int_range, to_codes
+from dither.errors import BadRecipe
+from dither.numerics import dynamic_grid, from_codes, grid, grouped, int_range, to_codes
 from dither.spec import PER_TENSOR, Int
 from dither.stages.base import Job, Phase
 
 __all__ = ["Clip", "search_range"]
+
+MOST_STEPS = 1000
 
 Loss: TypeAlias = Callable[[Tensor], Tensor]
 """From the weight error (N, G, g) to each group's loss (N, G)."""
@@ -48,6 +52,7 @@ class Clip:
 
     def run(self, job: Job) -> None:
         """Fill ``job.grids``."""
+        self._check()
         formats = {n: s.weight for n, s in job.specs.items() if isinstance(s.weight, Int)}
         samples = {n: RowSample(self.rows, seed=job.seed) for n in formats}
         if self.outputs and formats:
@@ -58,10 +63,23 @@ class Clip:
             job.grids[name] = search_range(w, fmt, torch.linspace(1.0, self.smallest, self.steps).tolist(), loss)
             job.progress("searching ranges", i + 1, len(formats))
 
+    def _check(self) -> None:
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise BadRecipe(f"clip.steps {self.steps}: must be 1 to {MOST_STEPS}")
+        if not 0 < self.smallest <= 1:
+            raise BadRecipe(f"clip.smallest {self.smallest}: must lie in (0, 1]")
+        if not 0 < self.power < math.inf:
+            raise BadRecipe(f"clip.power {self.power}: must be positive and finite")
+        if self.rows < 1:
+            raise BadRecipe(f"clip.rows {self.rows}: must be at least 1")
+
 
 def search_range(w: Tensor, fmt: Int, ratios: list[float], loss: Loss) -> tuple[Tensor, Tensor | None]:
     """Scale and zero point of the best shrunken range of each group of w (N, K); shapes as ``numerics.grid`` gives."""
     lo, hi = int_range(w, fmt)
+    if fmt.symmetric and fmt.bits == 1:  # {-s, +s}: the full "range" is the mean magnitude
+        hi = dynamic_grid(w, fmt)[0]
+        lo = -hi
     scales, zeros, losses = [], [], []
     for ratio in ratios:
         scale, zero = grid(lo * ratio, hi * ratio, fmt)

@@ -31,7 +31,7 @@ class Smooth:
 
     Args:
         alpha: share of the activation's range that moves into the weight.
-        search: candidates of alpha to choose from for each site by its output error; empty takes ``alpha`` everywhere.
+        search: candidates of alpha (and no scale) to choose from for each site by its output error; empty: ``alpha``.
         online: also scale sites that cannot absorb it, at the price of one multiply (the input of fc2).
         rows: tokens kept for each site to search with.
     """
@@ -49,6 +49,8 @@ class Smooth:
         for alpha in (self.alpha, *self.search):
             if not 0 <= alpha <= 1:
                 raise BadRecipe(f"smooth.alpha {alpha}: must lie in [0, 1]")
+        if self.rows < 1:
+            raise BadRecipe(f"smooth.rows {self.rows}: must be at least 1")
         layers = job.layers
         sites = [
             s
@@ -61,16 +63,21 @@ class Smooth:
         job.observe("measuring channels", {s.readers[0]: _probes(s, peaks, samples) for s in sites})
         for i, site in enumerate(sites):
             a = peaks[site.name].value[0]  # (K,)
-            alpha = self._best(job, site, a, samples[site.name].value) if self.search else self.alpha
-            apply_scale(job, site, smoothing_scale(a, _column_peaks(job, site), alpha))
+            w = _column_peaks(job, site)
+            scale = (
+                self._best(job, site, a, w, samples[site.name].value)
+                if self.search
+                else smoothing_scale(a, w, self.alpha)
+            )
+            apply_scale(job, site, scale)
             job.progress("smoothing", i + 1, len(sites))
 
-    def _best(self, job: Job, site: Site, a: Tensor, x: Tensor) -> float:
-        """The candidate with the least output error of the site's readers on sampled tokens x (n, K)."""
-        w = torch.cat([job.dense(r).float() for r in site.readers])  # (sum N, K)
-        peaks = _column_peaks(job, site)
-        errors = [_output_error(x.to(w.device), w, smoothing_scale(a, peaks, c), job.bits) for c in self.search]
-        return self.search[min(range(len(errors)), key=errors.__getitem__)]
+    def _best(self, job: Job, site: Site, a: Tensor, w: Tensor, x: Tensor) -> Tensor:
+        """Of the candidates' scales, and of no scale at all, the one with the least output error on tokens x (n, K)."""
+        weight = torch.cat([job.dense(r).float() for r in site.readers])  # (sum N, K)
+        scales = [torch.ones_like(w), *(smoothing_scale(a, w, alpha) for alpha in self.search)]
+        errors = [_output_error(x.to(w.device), weight, s, job.bits) for s in scales]
+        return scales[min(range(len(errors)), key=errors.__getitem__)]
 
 
 def _probes(site: Site, peaks: dict[str, AbsMax], samples: dict[str, RowSample]) -> tuple[AbsMax | RowSample, ...]:
@@ -125,6 +132,8 @@ def absorb(model: nn.Module, fold: Fold, c: Tensor) -> None:
 
 
 def _multiply_rows(linear: nn.Linear, rows: Sequence[int], c: Tensor) -> None:
-    weight, bias = linear.weight.data[rows[0] : rows[1]], linear.bias.data[rows[0] : rows[1]]
+    weight = linear.weight.data[rows[0] : rows[1]]
     weight.copy_(weight.float() * c[:, None])
-    bias.copy_(bias.float() * c)
+    if linear.bias is not None:
+        bias = linear.bias.data[rows[0] : rows[1]]
+        bias.copy_(bias.float() * c)

@@ -1,0 +1,1 @@
+"""Measurements whose results are committed in ``results/``; see ``README.md`` beside this file."""

@@ -1,0 +1,129 @@
+"""What every benchmark shares: where numbers come from, memory of a fresh process, and timing by turns.
+
+Clock times on a shared machine drift by factors, so nothing is timed alone: candidates take turns in one process, each
+round in another order, and only ratios within a round are compared. Nothing here imports torch: the memory that a parent
+has touched before ``exec`` counts into its child's peak.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("dither", "torch", "diffusers", "safetensors", "numpy")
+
+
+def environment(command: str, threads: int) -> dict[str, Any]:
+    """Provenance of a result: the command that repeats it, machine, versions, day."""
+    return {
+        "command": command,
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "device": "CPU",
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+
+
+def cpu_model() -> str:
+    """As the kernel names it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def write_result(path: Path, result: Mapping[str, Any]) -> None:
+    """Readable JSON, moved into place whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_suffix(".writing")
+    half.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(half, path)
+    print(f"wrote {path.name}", file=sys.stderr)
+
+
+def peak_memory() -> int:
+    """Most resident bytes that this process has had (VmHWM: files mapped into memory count while they are resident)."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+def bytes_in(folder: Path) -> int:
+    """Of all files in a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that ran in a process of its own: wall seconds, peak resident bytes, standard output."""
+
+    seconds: float
+    peak_bytes: int
+    output: str
+
+
+def run(command: Sequence[str], threads: int) -> Finished:
+    """Runs a command to its end. Raises CalledProcessError with what it printed when it fails."""
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    started = time.perf_counter()
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, list(command), output)
+    return Finished(time.perf_counter() - started, usage.ru_maxrss * 1024, output)
+
+
+def by_turns(
+    candidates: Mapping[str, Callable[[], object]], rounds: int, at_least: float = 0.02
+) -> dict[str, list[float]]:
+    """Seconds of one call of each candidate, once a round, in an order that alternates.
+
+    Args:
+        candidates: by name.
+        rounds: how often each is timed, after one warm-up.
+        at_least: seconds that one timing should take; short calls are repeated within it.
+    """
+    repeats = {name: max(1, round(at_least / max(_once(call, 1), 1e-6))) for name, call in candidates.items()}
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    names = list(candidates)
+    for i in range(rounds):
+        for name in names if i % 2 == 0 else reversed(names):
+            times[name].append(_once(candidates[name], repeats[name]))
+    return times
+
+
+def _once(call: Callable[[], object], repeats: int) -> float:
+    started = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - started) / repeats
+
+
+def speedup(times: Mapping[str, Sequence[float]], name: str, baseline: str) -> dict[str, float]:
+    """How many times faster than the baseline: median and quartiles of the ratios within each round."""
+    ratios = [b / t for b, t in zip(times[baseline], times[name], strict=True)]
+    low, _, high = quantiles(ratios, n=4, method="inclusive")
+    return {"median": round(median(ratios), 3), "q25": round(low, 3), "q75": round(high, 3)}
+
+
+def milliseconds(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Medians."""
+    return {name: round(1000 * median(values), 3) for name, values in times.items()}

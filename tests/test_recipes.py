@@ -1,0 +1,191 @@
+"""Recipes as data: building, JSON, settings, and everything that can be wrong with them."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dither import recipes
+from dither.errors import BadRecipe, DitherError
+from dither.recipes import RECIPES, get, override, recipe_from, recipe_to
+from dither.spec import Act, Bits, Int
+from dither.stages import Assign, stages_of
+
+WIDTHS = [None, "w8a8", "w4a8", "w4a4", "w2", "w1a1", "w3a16"]
+
+
+def assign_of(recipe) -> Assign:
+    return next(s for s in stages_of(recipe) if isinstance(s, Assign))
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_recipe_builds_at_every_width_and_round_trips(name, bits):
+    recipe = get(name, bits)
+    entry = RECIPES[name]
+    assert (recipe.name, recipe.paper) == (entry.name, entry.paper)
+    assert recipe.bits == (entry.bits if bits is None else Bits.parse(bits))
+    assert stages_of(recipe) == entry.stages(recipe.bits)
+    assert recipe_from(json.loads(json.dumps(recipe_to(recipe)))) == recipe
+    assert recipe_from(recipe_to(recipe)) == recipe
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_entries_read_well(name):
+    entry = RECIPES[name]
+    assert entry.name == name
+    assert entry.about.endswith(".")
+
+
+def test_modulation_never_goes_below_four_bits():
+    assert assign_of(get("rtn", "w2")).adaln == Int(4)
+    assert assign_of(get("rtn", "w8")).adaln == Int(8)
+
+
+def test_bits_may_be_given_as_text_or_value():
+    assert get("rtn", "w4a8") == get("rtn", Bits(4, 8))
+
+
+def test_a_recipe_by_hand_needs_no_defaults():
+    data = {
+        "name": "mine",
+        "bits": "w4",
+        "stages": [{"stage": "assign", "weight": {"kind": "int", "bits": 4}}, {"stage": "rtn"}],
+    }
+    recipe = recipe_from(data)
+    assert stages_of(recipe) == stages_of(recipe_from(json.loads(json.dumps(recipe_to(recipe)))))
+    assert assign_of(recipe) == Assign(weight=Int(4))
+    assert dict(recipe.stages[0][1])["exclude"] == ""
+
+
+# --- settings
+
+
+def test_settings_reach_nested_fields():
+    changed = override(
+        get("smoothquant"),
+        [
+            "smooth.alpha=0.7", "smooth.search=[0.25, 0.75]", "smooth.online=true", "assign.weight.bits=3",
+            "assign.weight.group=64", "assign.weight.symmetric=false", "assign.act.grid.bits=6", "assign.act.static=true",
+            "assign.adaln=null", "assign.exclude=blocks.0", "assign.time_groups=4",
+        ],
+    )  # fmt: skip
+    smooth, assign, *_ = stages_of(changed)
+    assert (smooth.alpha, smooth.search, smooth.online) == (0.7, (0.25, 0.75), True)
+    want = Assign(Int(3, False, 64), Act(Int(6), static=True), None, "blocks.0", 4)
+    assert assign == want
+
+
+def test_settings_leave_the_recipe_they_change():
+    recipe = get("rtn")
+    before = recipe_to(recipe)
+    override(recipe, ["assign.weight.bits=2"])
+    assert recipe_to(recipe) == before
+    assert override(recipe, []) == recipe
+
+
+def test_a_whole_format_may_be_set():
+    changed = override(get("rtn"), ['assign.weight={"kind": "codebook", "dim": 4, "size": 256}'])
+    assert str(assign_of(changed).weight) == "codebook 256x4"
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("smooth.alpha", "STAGE.FIELD=VALUE"), ("alpha=1", "STAGE.FIELD=VALUE"), ("", "STAGE.FIELD=VALUE"),
+        ("smooth.stage=rtn", "STAGE.FIELD=VALUE"), ("=1", "STAGE.FIELD=VALUE"),
+        ("clip.steps=3", "'smoothquant' has no stage 'clip'; its stages are smooth, assign, rtn, ranges"),
+        ("smooth.alhpa=0.5", "stage 'smooth' has no field 'alhpa'; its fields are alpha, search, online, rows"),
+        ("smooth.=1", "no field ''"), ("smooth.alpha.deep=1", "'alpha' has no fields of its own"),
+        ("assign.weight.bits=12", "12 bits"), ("assign.weight.bits=high", "assign.weight.*'high'"),
+        ("assign.weight.width=8", "assign.weight.*'width'"), ("assign.weight.kind=float", "assign.weight.*'float'"),
+        ("smooth.alpha=true", "smooth.alpha cannot be True"), ("smooth.alpha=[1]", "smooth.alpha cannot be"),
+        ("smooth.search=0.5", "smooth.search cannot be 0.5"), ("smooth.rows=1.5", "smooth.rows cannot be 1.5"),
+        ("rtn.seed=1", "stage 'rtn' has no field 'seed'; its fields are none"),
+        ("smooth.alpha=__import__('os').system('false')", "smooth.alpha cannot be"),
+        ("smooth.alpha=lambda: 1", "smooth.alpha cannot be"),
+        ("smooth.rows=" + "9" * 5000, "smooth.rows cannot be"),
+        ("smooth.alpha=" + "[" * 100_000, "smooth.alpha cannot be"),
+    ],
+)  # fmt: skip
+def test_a_wrong_setting_is_named_in_one_sentence(setting, words):
+    with pytest.raises(BadRecipe, match=words) as e:
+        override(get("smoothquant"), [setting])
+    assert "\n" not in str(e.value)
+
+
+# --- what is wrong with a recipe
+
+
+def test_an_unknown_recipe_lists_the_names():
+    with pytest.raises(BadRecipe, match="unknown recipe 'magic'; known are rtn, rtn-clip, smoothquant"):
+        get("magic")
+
+
+@pytest.mark.parametrize(
+    "bits", ["", "8", "w", "w0", "w9a8", "w4a", "w4a0", "w4a9", "wxax", "w4b8", "a8", "w-1", "w٣", "w4a8a8"]
+)
+def test_bad_bits_are_shown(bits):
+    with pytest.raises(BadRecipe, match="bits '"):
+        get("rtn", bits)
+
+
+GOOD = {"name": "mine", "bits": "w8", "stages": [{"stage": "rtn"}]}
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ([], "JSON object, not list"), ("rtn", "not str"), (None, "not NoneType"), ({}, "needs a name"),
+        ({**GOOD, "name": 3}, "needs a name"), ({**GOOD, "bits": 8}, "needs a name"), ({**GOOD, "stages": {}}, "needs a name"),
+        ({**GOOD, "code": "print(1)"}, "no field 'code'"), ({**GOOD, "stages": ["rtn"]}, "'mine' must be an object"),
+        ({**GOOD, "stages": [{"alpha": 1}]}, "with a 'stage' tag"), ({**GOOD, "stages": [{"stage": 3}]}, "'stage' tag"),
+        ({**GOOD, "stages": [{"stage": "os.system"}]}, "unknown stage 'os.system'"),
+        ({**GOOD, "stages": [{"stage": "__class__"}]}, "unknown stage '__class__'"),
+        ({**GOOD, "stages": [{"stage": "smooth", "__class__": 1}]}, "no field '__class__'"),
+        ({**GOOD, "stages": [{"stage": "smooth", "alpha": "__import__('os')"}]}, "smooth.alpha cannot be"),
+        ({**GOOD, "stages": [{"stage": "smooth", "rows": 1e400}]}, "smooth.rows cannot be inf"),
+        ({**GOOD, "stages": [{"stage": "assign", "weight": {"kind": ["int"]}}]}, "assign.weight"),
+        ({**GOOD, "stages": [{"stage": "rtn"}, {"stage": "smooth"}]}, "cannot follow"),
+        ({**GOOD, "bits": "w8; import os"}, "bits 'w8; import os'"),
+    ],
+)  # fmt: skip
+def test_a_wrong_recipe_is_named_in_one_sentence(data, words):
+    with pytest.raises(BadRecipe, match=words) as e:
+        recipe_from(data)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("depth", [300, 3_000, 30_000])
+def test_deep_nesting_is_an_error_and_no_crash(depth):
+    nest: object = 1
+    for i in range(depth):
+        nest = [nest] if i % 2 else {"kind": "act", "grid": nest}
+    for value in (nest, {"a": nest}):
+        with pytest.raises(BadRecipe):
+            recipe_from({**GOOD, "stages": [{"stage": "assign", "weight": value}]})
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["kind", "bits", "group", "grid", "stage", "x"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.sampled_from(["smooth", "assign", "clip", "rtn", "ranges", "other"]), st.dictionaries(
+    st.sampled_from(["alpha", "weight", "act", "steps", "keep", "search", "exclude"]), JSON, max_size=3
+))  # fmt: skip
+def test_any_json_is_a_recipe_or_one_clear_error(tag, fields):
+    data = {"name": "mine", "bits": "w8", "stages": [{"stage": tag, **fields}]}
+    try:
+        recipe = recipe_from(data)
+    except DitherError as e:
+        assert str(e)  # noqa: PT017
+        return
+    assert stages_of(recipe)[0].tag == tag
