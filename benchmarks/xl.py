@@ -70,7 +70,7 @@ def measure(work: Path, threads: int, blocks: int, only: str) -> dict[str, Any]:
 
 def original(source: Path, layout: str, threads: int, blocks: int) -> dict[str, int]:
     """Writes the original; its parameters, also as diffusers holds them, and bytes on the disk."""
-    command = step("make", source) + ["--layout", layout, "--blocks", str(blocks)]
+    command = [*step("make", source), "--layout", layout, "--blocks", str(blocks)]
     parameters = last_json(run(command, threads))["parameters"]
     embedders = 1001 * 1152 + (256 + 1) * 1152 + (1152 + 1) * 1152
     loaded = parameters + ((blocks - 1) * embedders if layout == "facebook" else 0)

@@ -82,6 +82,12 @@ def test_a_sampler_that_never_calls_the_model_is_an_error():
         record(Count(), lambda: None)
 
 
+@pytest.mark.parametrize("limit", [0, -1])
+def test_nothing_kept_is_an_error(limit):
+    with pytest.raises(BadValue, match=f"{limit} denoiser calls"):
+        record(Count(), lambda: None, limit=limit)
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_nan_names_the_argument_and_the_call(bad):
     model = Count()

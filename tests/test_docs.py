@@ -10,6 +10,7 @@ import pytest
 import typer
 
 from dither.cli import app
+from dither.cli.show import verdict
 from dither.evaluation import parse_condition
 from dither.recipes import get, override
 from dither.stages import STAGES
@@ -110,6 +111,25 @@ def test_tables_have_their_markers(table):
     assert readme.count(f"<!-- table:{table} -->") == 1
     start = readme.index(f"<!-- table:{table} -->")
     assert "<!-- end -->" in readme[start:]
+
+
+def test_the_readme_shows_the_line_that_the_demo_prints():
+    """Up to its numbers, which are those of ``docs/images/refresh.py``'s last run."""
+    results = {
+        "n": 64,
+        "size": {"ratio": 2.0, "file_bytes": 5e6, "bits_per_weight": 8.0},
+        "psnr_db": {"mean": 40.0, "ci95": [39.0, 41.0]},
+        "layers": {"quantized": 3, "total": 4, "simulated": 0},
+        "kernels": {"dequantize": 1, "int8_mm": 2},
+    }
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.search(r"<!-- verdict -->\n```\n(.*)\n```\n<!-- end -->", readme)
+    assert shown is not None
+    assert numberless(shown[1]) == numberless(verdict(results)), "run docs/images/refresh.py"
+
+
+def numberless(line: str) -> str:
+    return re.sub(r"\d+(\.\d+)?", "#", line)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=of)

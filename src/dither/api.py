@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.configuration_utils import ConfigMixin
 from torch import nn
 
 from dither import checkpoint
+from dither.errors import BadCheckpoint, DitherError
 from dither.integrations.diffusers import ClockReader, save_pipeline
 from dither.models import adapter_for
 from dither.quantization import denoiser_of, stored_as
@@ -30,7 +32,7 @@ def save(target: Any, directory: str | Path, *, storage: torch.dtype | None = No
     header = checkpoint.header_of(model)
     dtype = storage or next(p.dtype for p in model.parameters() if p.is_floating_point())
     with stored_as(model, dtype):
-        if target is model and not hasattr(model, "register_to_config"):
+        if target is model and not isinstance(model, ConfigMixin):
             checkpoint.save(model, directory, header)
         else:
             save_pipeline(target, directory)
@@ -51,6 +53,9 @@ def load(directory: str | Path, model: nn.Module | None = None, *, dtype: torch.
         checkpoint.load_into(model, directory, ClockReader(adapter_for(model), model))
         return model
     source = open_source(str(directory), dtype)
-    checkpoint.header_of(source.model)  # refuses a folder that is not quantized
+    try:
+        checkpoint.header_of(source.model)
+    except DitherError:
+        raise BadCheckpoint(f"'{directory}' is not quantized: load it with diffusers") from None
     is_pipeline = (Path(directory) / "model_index.json").is_file()
     return source.pipeline if is_pipeline else source.model

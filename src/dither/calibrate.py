@@ -48,8 +48,10 @@ def record(model: nn.Module, run: Callable[[], object], *, limit: int = 64, seed
 
     Raises:
         BadModel: ``run`` never called the model.
-        BadValue: a recorded tensor holds NaN or infinity.
+        BadValue: a recorded tensor holds NaN or infinity, or ``limit`` is not positive.
     """
+    if limit < 1:
+        raise BadValue(f"calibration: {limit} denoiser calls cannot be kept: at least 1 is needed")
     rng = np.random.default_rng(seed)
     kept: list[tuple[int, Call]] = []
     seen = 0

@@ -22,7 +22,7 @@ from dither.models.rest import rest_of
 from dither.nn import QLinear, TimedLinear, tensor_layout
 from dither.spec import LinearSpec
 
-__all__ = ["describe", "plan_rows", "size_on_disk", "stored_dtype", "summary"]
+__all__ = ["describe", "estimate", "plan_rows", "reasons", "size_on_disk", "stays", "stored_dtype", "summary"]
 
 
 def describe(model: nn.Module, adapter: Adapter, specs: Mapping[str, LinearSpec] | None = None) -> list[dict[str, Any]]:
@@ -33,18 +33,16 @@ def describe(model: nn.Module, adapter: Adapter, specs: Mapping[str, LinearSpec]
         adapter: of its family.
         specs: what the layers are going to be; None describes what they are.
     """
-    layers = {layer.name: layer for layer in adapter.layers(model)}
-    timed = {n: m for n, m in model.named_modules() if isinstance(m, TimedLinear)}
     rows = []
-    for name, layer in layers.items():
-        owner = name.rpartition(".variants.")[0]
-        if owner in timed:
+    for layer in adapter.layers(model):
+        module = model.get_submodule(layer.name)
+        if isinstance(module, TimedLinear):
+            rows.append(_timed_row(layer, module))
             continue
-        module = model.get_submodule(name)
         assert isinstance(module, nn.Linear)
-        spec = (module.spec if isinstance(module, QLinear) else None) if specs is None else specs.get(name)
+        spec = (module.spec if isinstance(module, QLinear) else None) if specs is None else specs.get(layer.name)
         rows.append(_row(layer, module, spec))
-    return rows + [_timed_row(name, module) for name, module in timed.items()]
+    return rows
 
 
 def _row(layer: Layer, module: nn.Linear, spec: LinearSpec | None) -> dict[str, Any]:
@@ -59,7 +57,7 @@ def _row(layer: Layer, module: nn.Linear, spec: LinearSpec | None) -> dict[str, 
     return row | {
         "weight": None if spec.weight is None else str(spec.weight),
         "act": None if spec.act is None else str(spec.act),
-        "online": [part for part in ("pre_scale", "rotation", "lowrank") if getattr(spec, part)],
+        "online": _online(spec),
         "kernel": kernel.name,
         "simulated": is_simulated(spec, kernel),
         "bits_per_weight": 8 * (_bytes_of(spec, shape) + bias) / (shape[0] * shape[1]),
@@ -67,15 +65,27 @@ def _row(layer: Layer, module: nn.Linear, spec: LinearSpec | None) -> dict[str, 
     }
 
 
-def _timed_row(name: str, module: TimedLinear) -> dict[str, Any]:
+def _timed_row(layer: Layer, module: TimedLinear) -> dict[str, Any]:
+    """All variants in one row; they share the bias, and all of them are stored."""
     variants = [v for v in module.variants if isinstance(v, QLinear)]
-    parts = [_row(Layer(name, "other"), v, v.spec) for v in variants]
-    return parts[0] | {
-        "weight": " | ".join(str(p["weight"]) for p in parts),
-        "act": " | ".join(str(p["act"]) for p in parts),
-        "simulated": any(p["simulated"] for p in parts),
-        "bits_per_weight": sum(p["bits_per_weight"] or 0.0 for p in parts),
+    n, k = variants[0].shape
+    bias = 0 if module.bias is None else module.bias.numel() * module.bias.element_size()
+    return {
+        "name": layer.name,
+        "kind": layer.kind,
+        "shape": [n, k],
+        "weight": " | ".join(str(v.spec.weight or "full precision") for v in variants),
+        "act": " | ".join(str(v.spec.act or "full precision") for v in variants),
+        "online": sorted({part for v in variants for part in _online(v.spec)}),
+        "kernel": " | ".join(dict.fromkeys(v.kernel.name for v in variants)),
+        "simulated": any(v.simulated for v in variants),
+        "bits_per_weight": 8 * (sum(_bytes_of(v.spec, v.shape) for v in variants) + bias) / (n * k),
+        "reason": None,
     }
+
+
+def _online(spec: LinearSpec) -> list[str]:
+    return [part for part in ("pre_scale", "rotation", "lowrank") if getattr(spec, part)]
 
 
 def _bytes_of(spec: LinearSpec, shape: tuple[int, int]) -> int:
@@ -91,14 +101,29 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def plan_rows(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Rows grouped for reading: (kind, weight, act, kernel, how many layers, how many weights, or why they are kept)."""
+    """Rows grouped for reading: (kind, weight, activation, kernel, how many layers, how many weights), all short.
+
+    What goes without saying is left out: symmetric grids, ranges that are found anew for each input.
+    """
     groups: dict[tuple[str, ...], list[int]] = {}
     for r in rows:
-        kept = r["weight"] is None and r["act"] is None
-        kernel = f"kept: {r['reason']}" if kept else str(r["kernel"]) + (" (simulated)" if r["simulated"] else "")
-        key = (r["kind"], r["weight"] or "float", r["act"] or "float", kernel)
+        kernel = "simulated" if r["simulated"] else r["kernel"] or "-"
+        key = (r["kind"], _short(r["weight"]), _short(r["act"]), kernel)
         groups.setdefault(key, []).append(r["shape"][0] * r["shape"][1])
     return [(*key, str(len(sizes)), f"{sum(sizes):,}") for key, sizes in groups.items()]
+
+
+def reasons(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Why layers stay in full precision: each reason with the kinds of layers that it holds for."""
+    found: dict[str, list[str]] = {}
+    for r in rows:
+        if r["reason"] is not None and r["kind"] not in found.setdefault(r["reason"], []):
+            found[r["reason"]].append(r["kind"])
+    return found
+
+
+def _short(spec: str | None) -> str:
+    return "full" if spec is None else spec.replace(" sym", "").replace(" dynamic", "")
 
 
 def estimate(model: nn.Module, rows: Sequence[Mapping[str, Any]], storage: torch.dtype) -> dict[str, int]:

@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import diffusers
@@ -16,8 +17,8 @@ import torch
 from dither import evaluation as paired
 from dither._version import __version__
 from dither.calibrate import record
-from dither.checkpoint import header_of
-from dither.errors import BadModel
+from dither.checkpoint import Header, header_of
+from dither.errors import BadModel, DitherError
 from dither.evaluation import FeatureExtractor, RealStats
 from dither.inspection import describe, size_on_disk, summary
 from dither.quantization import sample_seeds
@@ -25,15 +26,30 @@ from dither.sampling import default_labels, sampler_for
 from dither.sources import Source, open_source
 from dither.stages import STAGES, Phase
 
-__all__ = ["evaluate"]
+__all__ = ["MEASURED", "device_name", "evaluate", "versions"]
 
-Progress: TypeAlias = Callable[[int, int, str], None]
+Progress: TypeAlias = Callable[[str, int, int], None]
 _SNR_SAMPLES = 8
+
+MEASURED = (
+    "psnr_db",
+    "ssim",
+    "fd",
+    "class_accuracy",
+    "noise_floor",
+    "drift",
+    "size",
+    "layers",
+    "kernels",
+    "n",
+    "seconds",
+)
+"""Parts of a results dict that hold numbers, which a condition can be about."""
 
 
 def evaluate(
-    quantized: str | Source,
-    against: str | Source,
+    quantized: str | Path | Source,
+    against: str | Path | Source,
     *,
     n: int = 256,
     seed: int = 0,
@@ -56,7 +72,7 @@ def evaluate(
         noise_floor: also draw the full-precision pictures in another batch size, and with other seeds.
         images: pairs kept in the results.
         command: what to repeat to get these results.
-        progress: told (done, total, what).
+        progress: told (what, done, total).
 
     Returns:
         The contents of ``eval.json``; see ``docs/results.md``.
@@ -65,10 +81,11 @@ def evaluate(
         BadModel: one of them cannot be opened or sampled, or they are not the same kind.
         BadValue: pictures hold NaN, or the request makes no sense.
     """
-    small = open_source(quantized) if isinstance(quantized, str) else quantized
-    full = open_source(against) if isinstance(against, str) else against
+    small = quantized if isinstance(quantized, Source) else open_source(str(quantized))
+    header = _header(small)
+    full = against if isinstance(against, Source) else open_source(str(against))
     _check_pair(small, full)
-    header = header_of(small.model)
+    tell = progress or _silent
     started = time.perf_counter()
     chosen = default_labels(full.pipeline, n, labels)
     features, real = _features(full)
@@ -82,8 +99,11 @@ def evaluate(
         real=real,
         noise_floor=noise_floor,
         images=images,
-        progress=progress,
+        progress=lambda done, total, _: tell("drawing pictures", done, total),
     )
+    tell("measuring layers", 0, 1)
+    layer_snr = _layer_snr(small, full, chosen[:_SNR_SAMPLES], seed, steps, guidance)
+    tell("measuring layers", 1, 1)
     rows = describe(small.model, small.adapter)
     recipe = dict(header.recipe or {})
     return {
@@ -94,7 +114,7 @@ def evaluate(
         "bits": recipe.get("bits"),
         "recipe": recipe,
         **results,
-        "layer_snr": _layer_snr(small, full, chosen[:_SNR_SAMPLES], seed, steps, guidance),
+        "layer_snr": layer_snr,
         "size": size_on_disk(small.model, small.weight_files, full.weight_bytes),
         **summary(rows),
         "seed": seed,
@@ -119,6 +139,17 @@ class ZooFeatures:
     def __call__(self, images: Any) -> tuple[Any, Any]:
         """Features (N, D) and logits (N, C) of uint8 pictures (N, H, W, C)."""
         return self.network(images)
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+def _header(source: Source) -> Header:
+    try:
+        return header_of(source.model)
+    except DitherError:
+        raise BadModel(f"'{source.name}' is not quantized by dither: there is nothing to compare") from None
 
 
 def _check_pair(small: Source, full: Source) -> None:

@@ -126,8 +126,11 @@ def quantize(
             stage.run(job)
         plan = job.finish()
         if storage is not None:
-            for tensor in full_precision_parts(model).values():
-                tensor.copy_(tensor.to(storage))
+            for name, tensor in full_precision_parts(model).items():
+                rounded = tensor.to(storage)
+                if not bool(torch.isfinite(rounded).all()):
+                    raise BadValue(f"'{name}' holds values too large to be stored as {storage}")
+                tensor.copy_(rounded)
     if not plan.layers:
         raise BadModel(f"the recipe '{found.name}' left every linear of {type(model).__name__} in full precision")
     start_clock(model, job.clock, ClockReader(job.adapter, model))
@@ -206,13 +209,13 @@ def full_precision_parts(model: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def stored_as(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """While inside, what stays in full precision has this dtype, for saving; packed layers are untouched."""
-    parts = full_precision_parts(model)
-    before = {name: tensor.dtype for name, tensor in parts.items()}
+    """While inside, what stays in full precision has this dtype, for saving; afterwards every bit is as it was."""
+    parts = list({id(tensor): tensor for tensor in full_precision_parts(model).values()}.values())  # tied ones once
+    before = [tensor.data for tensor in parts]
     try:
-        for tensor in parts.values():
+        for tensor in parts:
             tensor.data = tensor.data.to(dtype)
         yield
     finally:
-        for name, tensor in parts.items():
-            tensor.data = tensor.data.to(before[name])
+        for tensor, data in zip(parts, before, strict=True):
+            tensor.data = data

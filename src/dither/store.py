@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dither.errors import BadCheckpoint, DitherError
 
-__all__ = ["FolderStore", "open_store"]
+__all__ = ["FolderStore", "check_output", "open_store"]
 
 _JOB = "job.json"
 
@@ -55,12 +55,36 @@ class FolderStore:
             half.unlink(missing_ok=True)
             raise DitherError(f"cannot write '{path}': {e}") from None
 
+    def kept(self) -> int:
+        """How many layers are finished."""
+        return sum(1 for _ in self.folder.glob("*.safetensors"))
+
     def remove(self) -> None:
-        """Delete the folder: the job is done."""
+        """Delete the folder: the job is done, or nothing in it is worth keeping."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
+
+
+def check_output(output: Path, resume: bool) -> None:
+    """Refuse, before any work, an output that is in use, or an interrupted job that nobody asked to go on with.
+
+    Raises:
+        DitherError: one sentence names the folder.
+    """
+    if output.exists() and not output.is_dir():
+        raise DitherError(f"'{output}' is a file: -o names a folder to write")
+    if output.exists() and any(output.iterdir()):
+        raise DitherError(f"'{output}' is there already and not empty: choose another folder, or delete it")
+    folder = _beside(output)
+    if folder.exists() and not resume:
+        raise DitherError(f"'{folder}' holds an interrupted run: give --resume to go on with it, or delete it")
+
+
+def _beside(output: Path) -> Path:
+    output = output.expanduser().resolve()  # '.' has no name of its own
+    return output.with_name(output.name + ".partial")
 
 
 def open_store(output: Path, job: Mapping[str, Any], resume: bool) -> FolderStore:
@@ -72,9 +96,10 @@ def open_store(output: Path, job: Mapping[str, Any], resume: bool) -> FolderStor
         resume: go on with an interrupted job.
 
     Raises:
-        DitherError: there is an interrupted job and ``resume`` is not given, or it is another job.
+        DitherError: as ``check_output``; or the interrupted job is another one.
     """
-    folder = output.with_name(output.name + ".partial")
+    check_output(output, resume)
+    folder = _beside(output)
     text = json.dumps(job, sort_keys=True, indent=1)
     known = folder / _JOB
     if not folder.exists():
@@ -84,8 +109,6 @@ def open_store(output: Path, job: Mapping[str, Any], resume: bool) -> FolderStor
         except OSError as e:
             raise DitherError(f"cannot write '{folder}': {e.strerror or e}") from None
         return FolderStore(folder)
-    if not resume:
-        raise DitherError(f"'{folder}' holds an interrupted run: give --resume to go on with it, or delete it")
     if not known.is_file() or known.read_text(encoding="utf-8") != text:
         raise DitherError(
             f"'{folder}' belongs to a run with another model, recipe or seed: delete it, or repeat that run"

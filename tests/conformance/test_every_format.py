@@ -141,6 +141,22 @@ def test_odd_shapes_and_single_rows(weight, act, m, n, k):
     assert layer(input_of(k)).shape == (n,)
 
 
+@pytest.mark.parametrize("act", [None, Act(Int(8)), Act(Int(8, False)), ACTS["a8 group"]], ids=str)
+@pytest.mark.parametrize("weight", [Int(8), Int(4), Int(4, False), Int(3), Codebook(2, 16)], ids=str)
+def test_inputs_of_any_stride(weight, act):
+    layer = layer_of(spec_of(weight, act))
+    wide = input_of(4, 2 * K)
+    for x in (
+        input_of(K, 5).T,
+        input_of(2, K, 5).mT,
+        wide[:, ::2],
+        wide[::2, K:],
+        input_of(1, K).expand(3, K),
+        wide[:1, :K],
+    ):
+        assert_close(layer(x), oracle(layer, x))
+
+
 def test_zero_and_constant_inputs():
     for act in ACTS.values():
         layer = layer_of(spec_of(Int(8), act))

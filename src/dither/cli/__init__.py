@@ -4,6 +4,7 @@ Thin: each command reads its options, calls the Python API, and prints. Exit cod
 2 bad input, with one sentence that names it.
 """
 
+import logging
 import warnings
 
 from dither.cli.app import app
@@ -14,4 +15,6 @@ __all__ = ["app", "main"]
 def main() -> None:
     """Entry point of the console script."""
     warnings.filterwarnings("ignore", module="diffusers|transformers|torch")  # theirs; ours are errors or nothing
+    for library in ("diffusers", "transformers", "huggingface_hub"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     app()

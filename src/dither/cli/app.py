@@ -10,8 +10,8 @@ import typer
 
 from dither._version import __version__
 from dither.cli import show
-from dither.cli.console import FAILED_GATE, errors, out, progress_bars, write_json
-from dither.errors import BadRecipe, DitherError
+from dither.cli.console import FAILED_GATE, check_target, errors, out, progress_bars, write, write_json
+from dither.errors import BadRecipe, BadValue, DitherError
 
 __all__ = ["app"]
 
@@ -72,6 +72,7 @@ def quantize(
             if bits is not None:
                 raise BadRecipe("--bits belongs to a named recipe; a recipe file has its own")
             found = resolve_recipe(recipe_from(_read_json(recipe_file)), None, settings or ())
+        check_target("--json", json_file)
         how = Calibration(samples, steps, guidance, calls, tuple(_lines(prompts)))
         with progress_bars() as progress:
             result = quantize_to(model, output, found, how, seed, resume, progress)
@@ -99,6 +100,9 @@ def sample(
         from dither.cli.work import sample_to
 
         labels = _labels(classes, prompts)
+        check_target("-o", output, ".png")
+        check_target("--npz", npz, ".npz")
+        check_target("--json", json_file)
         with progress_bars() as progress:
             result = sample_to(model, output, npz, n, steps, guidance, seed, labels, batch_size, progress)
         out.print(f"{n} pictures in {output}" + (f" and {npz}" if npz else ""))
@@ -124,11 +128,15 @@ def evaluate(
     """Compare a quantized model with its original: same seeds, intervals, true bytes."""
     with errors():
         from dither.evaluation import check, parse_condition
+        from dither.measure import MEASURED
         from dither.measure import evaluate as measure
         from dither.report import render
 
-        for condition in fail_if or ():
-            parse_condition(condition)  # a typing error should not cost an evaluation
+        for condition in fail_if or ():  # a typing error should not cost an evaluation
+            if (path := parse_condition(condition).path).partition(".")[0] not in MEASURED:
+                raise BadValue(f"the condition '{condition}' names '{path}', which is not among {', '.join(MEASURED)}")
+        check_target("--json", json_file)
+        check_target("--html", html)
         labels = _labels(classes, prompts)
         with progress_bars() as progress:
             results = measure(
@@ -141,13 +149,13 @@ def evaluate(
                 batch_size=batch_size,
                 labels=labels,
                 command=_command(),
-                progress=lambda done, total, what: progress("drawing pictures", done, total),
+                progress=progress,
             )
         out.print(show.verdict(results))
         if json_file is not None:
             write_json(json_file, results)
         if html is not None:
-            show.write_text(html, render([results]))
+            write(html, render([results]).encode())
         failures = check(results, fail_if or ())
     for failure in failures:
         out.print(f"[bold red]failed:[/] {failure}")
@@ -204,7 +212,7 @@ def demo(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="folder to write; an older demo there is replaced")
     ] = Path("demo"),
-    n: Annotated[int, typer.Option("-n", help="pictures from each model")] = 64,
+    n: Annotated[int, typer.Option("-n", help="pictures from each model")] = 100,
 ) -> None:
     """Quantize the bundled zoo:fashion, reload it, compare it with the original, and make a report."""
     with errors():
@@ -224,12 +232,20 @@ def _command() -> str:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise DitherError(f"'{path}' is not JSON: {e}") from None
 
 
 def _lines(path: Path | None) -> list[str]:
-    return [] if path is None else [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if path is None:
+        return []
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise DitherError(f"'{path}' is not a text file in UTF-8") from None
+    if not lines:
+        raise DitherError(f"'{path}' holds no prompt")
+    return lines
 
 
 def _labels(classes: str | None, prompts: Path | None) -> list[int | str]:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from dither.errors import DitherError
 
-__all__ = ["FAILED_GATE", "WRONG_INPUT", "errors", "out", "progress_bars", "write_json"]
+__all__ = ["FAILED_GATE", "WRONG_INPUT", "check_target", "errors", "out", "progress_bars", "write", "write_json"]
 
 FAILED_GATE = 1
 WRONG_INPUT = 2
@@ -30,19 +31,16 @@ def errors() -> Iterator[None]:
     except DitherError as e:
         _fail(str(e))
     except KeyboardInterrupt:
-        _fail("interrupted; nothing half-written was left behind (quantize --resume goes on where it stopped)")
+        _fail("interrupted; nothing half-written was left behind")
     except OSError as e:
         where = f"'{e.filename}': " if e.filename else ""
         _fail(f"{where}{e.strerror or e}")
 
 
 def _fail(sentence: str) -> None:
-    _err.print(f"[bold red]error:[/] {_escape(sentence)}")
+    one_line = " ".join(sentence.split()).removesuffix(".")  # libraries that we quote write paragraphs
+    _err.print(f"[bold red]error:[/] {escape(one_line)}")
     sys.exit(WRONG_INPUT)
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", "\\[")
 
 
 @contextlib.contextmanager
@@ -62,14 +60,34 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
         yield show
 
 
-def write_json(path: Path, value: Any) -> None:
+def check_target(option: str, path: Path | None, suffix: str = "") -> None:
+    """Refuse, before any work, a file that could not be written after it. Makes its folder."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise DitherError(f"{option} '{path}' is a folder, not a file to write")
+    if suffix and path.suffix.lower() != suffix:
+        raise DitherError(f"{option} '{path}': its name must end in {suffix}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        raise DitherError(f"{option} '{path}': its folder cannot be written")
+
+
+def write(path: Path, data: bytes) -> None:
     """Written beside its place and moved there, so that a reader never sees half of it."""
     half = path.with_name(f".{path.name}.{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        half.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        half.write_bytes(data)
         os.replace(half, path)
-    except ValueError as e:
-        raise DitherError(f"'{path}': the results hold a number that JSON cannot: {e}") from None
     finally:
         half.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """``write`` of a value as JSON, which has no NaN."""
+    try:
+        text = json.dumps(value, indent=1, allow_nan=False)
+    except ValueError as e:
+        raise DitherError(f"'{path}': the results hold a number that JSON cannot: {e}") from None
+    write(path, f"{text}\n".encode())

@@ -1,6 +1,5 @@
 """How results look in a terminal."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,11 +7,13 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from dither.inspection import plan_rows
+from dither.inspection import plan_rows, reasons
 from dither.recipes import Entry
 from dither.spec import Recipe
 
-__all__ = ["inspection", "megabytes", "plan", "recipe_table", "saved", "verdict", "write_text"]
+__all__ = ["inspection", "megabytes", "plan", "recipe_table", "saved", "verdict"]
+
+FOLDS = {"AdaLN": "into adaLN rows", "Rows": "into rows of the linear before", "online": "not at all (online)"}
 
 
 def megabytes(count: float) -> str:
@@ -26,20 +27,34 @@ def plan(
     """What is about to happen."""
     paper = f" (arXiv {recipe.paper})" if recipe.paper else ""
     stages = " -> ".join(tag for tag, _ in recipe.stages)
-    sizes = f"{megabytes(before)} on disk now, about {megabytes(expected['file_bytes'])} afterwards"
+    sizes = f"{megabytes(before)} on disk, about {megabytes(expected['file_bytes'])} afterwards"
     return Group(
         f"[bold]{name}[/], recipe {recipe.name} at {recipe.bits}{paper}: {stages}",
+        "",
         layer_table(rows),
-        f"{sizes}; peak memory about {megabytes(expected['peak_bytes'])} for the model, calibration apart",
+        *_why(rows),
+        "",
+        f"{sizes}; peak memory about {megabytes(expected['peak_bytes'])} and calibration",
     )
 
 
 def layer_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Layers grouped by kind and formats."""
-    table = Table("kind", "weight", "activation", "kernel here", "layers", "weights", box=None, pad_edge=False)
+    table = Table("kind", "weight", "activation", "kernel here", box=None, pad_edge=False)
+    table.add_column("layers", justify="right")
+    table.add_column("weights", justify="right")
     for row in plan_rows(rows):
         table.add_row(*row)
     return table
+
+
+def _why(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each reason to keep layers in full precision; nothing where no layer is quantized."""
+    if all(r["reason"] is not None for r in rows):
+        rows = [r for r in rows if r["reason"] != "not quantized"]
+    lines = [f"{', '.join(kinds)} in full precision: {reason}" for reason, kinds in reasons(rows).items()]
+    simulated = "simulated: rounded as stored, but computed in full precision; no faster here"
+    return [*lines, simulated] if any(r["simulated"] for r in rows) else lines
 
 
 def saved(folder: Path, size: Mapping[str, Any]) -> str:
@@ -68,20 +83,21 @@ def inspection(found: Mapping[str, Any]) -> RenderableType:
     layers = found["layers"]
     head = f"[bold]{found['model']}[/] (family {found['family']}): {megabytes(found['file_bytes'])} on disk"
     if found.get("bits_per_weight") is not None:
-        head += f", {found['bits_per_weight']:.2f} bits per weight, {found['model_bits_per_weight']:.2f} over the whole model"
+        bits, over_all = found["bits_per_weight"], found["model_bits_per_weight"]
+        head += f", {bits:.2f} bits per quantized weight, {over_all:.2f} over the whole model"
     folds = [s["fold"] for s in found["sites"]]
-    sites = ", ".join(f"{folds.count(kind)} {kind}" for kind in dict.fromkeys(folds)) or "none"
-    rest = Table("not linear", "type", "parameters", box=None, pad_edge=False)
+    sites = ", ".join(f"{folds.count(kind)} {FOLDS.get(kind, kind)}" for kind in dict.fromkeys(folds)) or "none"
+    rest = Table("not linear, in full precision", "type", box=None, pad_edge=False)
+    rest.add_column("parameters", justify="right")
     groups: dict[tuple[str, str], int] = {}
     for item in found["not_linear"]:
         leaf = item["name"].rpartition(".")[2] or "(model)"
         groups[leaf, item["type"]] = groups.get((leaf, item["type"]), 0) + item["parameters"]
     for (leaf, kind), count in groups.items():
         rest.add_row(leaf, kind, f"{count:,}")
-    counts = (
-        f"{layers['quantized']} of {layers['total']} linears quantized, {layers['simulated']} simulated; sites: {sites}"
-    )
-    return Group(head, counts, layer_table(layers["rows"]), rest)
+    counts = f"{layers['quantized']} of {layers['total']} linears quantized, {layers['simulated']} simulated"
+    where = f"sites where a channel scale folds: {sites}"
+    return Group(head, counts, where, "", layer_table(layers["rows"]), *_why(layers["rows"]), "", rest)
 
 
 def recipe_table(entries: Sequence[Entry]) -> Table:
@@ -89,15 +105,5 @@ def recipe_table(entries: Sequence[Entry]) -> Table:
     table = Table("recipe", "default", "arXiv", "what it is", box=None, pad_edge=False)
     for e in entries:
         table.add_row(e.name, str(e.bits), e.paper or "-", e.about)
+    table.columns[0].no_wrap = True
     return table
-
-
-def write_text(path: Path, text: str) -> None:
-    """Written beside its place and moved there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        half.write_text(text, encoding="utf-8")
-        os.replace(half, path)
-    finally:
-        half.unlink(missing_ok=True)

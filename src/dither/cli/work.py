@@ -1,53 +1,52 @@
 """What the commands do, between reading options and printing."""
 
+import io
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dither import api, recipes
 from dither._version import __version__
 from dither.cli import show
-from dither.cli.console import out, write_json
-from dither.errors import DitherError
+from dither.cli.console import out, write, write_json
+from dither.errors import DitherError, Refused
 from dither.inspection import describe, estimate, size_on_disk, stays, stored_dtype, summary
 from dither.measure import evaluate, versions
+from dither.nn import QLinear, TimedLinear
 from dither.pictures import grid, save_npz
 from dither.quantization import Calibration, plan_ahead, quantize, sample_seeds
 from dither.report import render
 from dither.sampling import default_labels, sampler_for
 from dither.sources import Source, open_source
 from dither.spec import Recipe
-from dither.store import open_store
+from dither.store import FolderStore, check_output, open_store
 
 __all__ = ["inspect_model", "quantize_to", "run_demo", "sample_to"]
 
 Progress = Callable[[str, int, int], None]
+DEMO_BATCH = 25
+"""Pictures at a time: as fast as larger batches, and the progress bar moves."""
 
 
 def quantize_to(
     model: str, output: Path, recipe: Recipe, how: Calibration, seed: int, resume: bool, progress: Progress
 ) -> dict[str, Any]:
     """Open, show the plan, quantize, save. Returns sizes and layers as JSON."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise DitherError(f"'{output}' is there already and not empty: choose another folder, or delete it")
+    check_output(output, resume)
     source = open_source(model)
+    if any(isinstance(m, QLinear | TimedLinear) for m in source.model.modules()):
+        raise Refused(f"'{model}' is quantized already: quantize its full-precision original instead")
     storage = stored_dtype(source.weight_files)
     target = source.pipeline if source.pipeline is not None else source.model
     rows = describe(source.model, source.adapter, plan_ahead(target, recipe, seed).specs)
     out.print(show.plan(source.name, recipe, rows, estimate(source.model, rows, storage), source.weight_bytes))
-    job = {
-        "model": source.name,
-        "bytes": source.weight_bytes,
-        "recipe": recipes.recipe_to(recipe),
-        "seed": seed,
-        "calibration": vars(how) | {"prompts": list(how.prompts)},
-        "dither": __version__,
-    }
-    store = open_store(output, job, resume)
-    quantize(target, recipe, calibration=how, seed=seed, storage=storage, store=store, progress=progress)
-    is_file = Path(model).is_file()
-    api.save(source.model if source.pipeline is None or is_file else target, output, storage=storage)
+    store = open_store(output, _job(source, recipe, how, seed), resume)
+    with _resumable(store):
+        quantize(target, recipe, calibration=how, seed=seed, storage=storage, store=store, progress=progress)
+        is_file = Path(model).is_file()
+        api.save(source.model if source.pipeline is None or is_file else target, output, storage=storage)
     store.remove()
     saved = _opened_folder(output)
     rows = describe(source.model, source.adapter)
@@ -61,6 +60,43 @@ def quantize_to(
         "seed": seed,
         "versions": versions(),
     }
+
+
+def _job(source: Source, recipe: Recipe, how: Calibration, seed: int) -> dict[str, Any]:
+    """What must be the same for a run to go on where another stopped."""
+    stats = [(file.name, file.stat()) for file in source.weight_files]
+    return {
+        "model": source.name,
+        "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+        "recipe": recipes.recipe_to(recipe),
+        "seed": seed,
+        "calibration": vars(how) | {"prompts": list(how.prompts)},
+        "dither": __version__,
+    }
+
+
+@contextmanager
+def _resumable(store: FolderStore) -> Iterator[None]:
+    """Whatever ends a run early, its sentence says how to go on; a store without a layer is removed."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise DitherError(f"interrupted{_way_on(store)}") from None
+    except DitherError as e:
+        raise type(e)(f"{str(e).removesuffix('.')}{_way_on(store)}") from e
+    except OSError as e:
+        where = f"cannot write '{e.filename}'" if e.filename else "cannot write"
+        raise DitherError(f"{where}: {e.strerror or e}{_way_on(store)}") from e
+    except BaseException:
+        _way_on(store)
+        raise
+
+
+def _way_on(store: FolderStore) -> str:
+    if kept := store.kept():
+        return f"; {kept} finished layers are kept, and --resume goes on from there"
+    store.remove()
+    return ""
 
 
 def _opened_folder(folder: Path) -> list[Path]:
@@ -90,8 +126,9 @@ def sample_to(
     sampler = sampler_for(source.pipeline, steps, guidance, batch_size, lambda i, total: progress("sampling", i, total))
     chosen, seeds = default_labels(source.pipeline, n, labels), sample_seeds(seed, n)
     images = sampler(chosen, seeds)  # (N, H, W, C)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    grid(images, _columns(n)).save(output)
+    picture = io.BytesIO()
+    grid(images, _columns(n)).save(picture, "png")
+    write(output, picture.getvalue())
     if npz is not None:
         save_npz(npz, images, chosen, seeds)
     return {"kind": "sample", "model": source.name, "n": n, "seed": seed, "steps": steps, "guidance": guidance,
@@ -144,9 +181,10 @@ def run_demo(output: Path, n: int, command: str, progress: Progress) -> dict[str
         str(checkpoint),
         "zoo:fashion",
         n=n,
+        batch_size=DEMO_BATCH,
         command=command,
-        progress=lambda done, total, what: progress("drawing pictures", done, total),
+        progress=progress,
     )
     write_json(output / "results.json", results)
-    show.write_text(output / "report.html", render([results]))
+    write(output / "report.html", render([results]).encode())
     return results

@@ -8,7 +8,8 @@ Weights of fewer than 8 bits stay packed and are unpacked to int8 for the produc
 with their zero point, which leaves the formula unchanged. On the CPU oneDNN runs this on VNNI instructions.
 
 Sums over k have no order, so 4-bit codes are unpacked to even columns first, odd columns after: two shifts of whole rows,
-where putting neighbours side by side again takes longer than the product. The activations' columns follow them.
+where putting neighbours side by side again takes longer than the product. The activations' columns follow them. On the CPU
+rows go through in blocks, so that codes and sums stay in the caches.
 """
 
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ __all__ = ["INT8_MM"]
 
 _WHOLE = (PER_ROW, PER_TENSOR)
 _CUDA_ROWS = 32  # torch._int_mm on CUDA wants more than 16 rows and multiples of 8
+_BLOCK = 512  # rows; fewer make oneDNN's packing of the weight show, more leave the caches
 # On the CPU it reads leading dimensions from strides, which mean nothing for an axis of length 1: torch.compile writes 0
 # there, oneDNN then refuses the call, and the result is garbage without an error (pytorch issue 195066).
 _CPU_LEAST = 2
@@ -75,13 +77,11 @@ def _activation_codes(x: Tensor, scale: Tensor, zero: Tensor | None, act: Int, w
     """(M, K) int8, its columns in the order of the weight's."""
     a = _centre(to_codes(x, scale, zero, act), act)
     rows, k = a.shape
-    return a.view(rows, k // 2, 2).transpose(1, 2).reshape(rows, k) if _in_halves(weight, k) else a
+    return a.reshape(rows, k // 2, 2).transpose(1, 2).reshape(rows, k) if _in_halves(weight, k) else a
 
 
-def _range(x: Tensor, fmt: Int) -> tuple[Tensor, Tensor | None]:
-    """``dynamic_grid`` of x (M, K), the same bits. Along rows amin and amax are many times faster than one aminmax."""
-    if fmt.group == PER_TENSOR:
-        return dynamic_grid(x, fmt)
+def _row_range(x: Tensor, fmt: Int) -> tuple[Tensor, Tensor | None]:
+    """``dynamic_grid`` per row of x (M, K), the same bits: amin and amax are many times faster than one aminmax."""
     return grid(x.amin(1, keepdim=True), x.amax(1, keepdim=True), fmt)
 
 
@@ -105,30 +105,52 @@ def _rows_of(t: Tensor, x: Tensor) -> Tensor:
     return t.reshape(1, 1) if t.numel() == 1 else t.expand(*x.shape[:-1], 1).reshape(-1, 1)
 
 
-def _run(call: Inputs) -> Tensor:
+def _block(x: Tensor, sx: Tensor | None, zx: Tensor | None, codes: Tensor, call: Inputs) -> Tensor:
+    """Some rows x (M, K) with their scales, if static; (M, N) float32."""
     wf, act = call.spec.weight, call.spec.act
     assert isinstance(wf, Int)
     assert act is not None
-    n, k = call.shape
-    x = call.x.reshape(-1, k).float()  # (M, K)
-    if call.scale is None:
-        sx, zx = _range(x, act.grid)  # (M or 1, 1)
-    else:
-        sx, zx = _rows_of(call.scale, call.x), None if call.zero is None else _rows_of(call.zero, call.x)
+    x = x.float()
+    if sx is None:
+        sx, zx = _row_range(x, act.grid)  # (M, 1)
     a = _activation_codes(x, sx, zx, act.grid, wf)  # (M, K) int8
     za = None if zx is None else zx.to(torch.int32) - _offset(act.grid)
-    codes = _weight_codes(call.spec, call.shape, call.weight)  # (N, K)
     acc = _matmul(a, codes)  # (M, N) int32
     if za is not None:
         acc -= za * call.prepared["sums"]
     if not wf.symmetric:
         zw = call.weight["zero"].to(torch.int32).reshape(1, -1) - _offset(wf)  # (1, N or 1)
         sums = a.sum(dim=1, keepdim=True, dtype=torch.int32)  # (M, 1)
-        acc -= zw * (sums if za is None else sums - k * za)
+        acc -= zw * (sums if za is None else sums - x.shape[1] * za)
     y = acc.float().mul_(sx).mul_(call.weight["scale"].reshape(1, -1))
-    if call.bias is not None:
-        y += call.bias.float()
+    return y if call.bias is None else y.add_(call.bias.float())
+
+
+def _run(call: Inputs) -> Tensor:
+    n, k = call.shape
+    act = call.spec.act
+    assert act is not None
+    x = call.x.reshape(-1, k)  # (M, K)
+    sx = zx = None
+    if call.scale is not None:
+        sx, zx = _rows_of(call.scale, call.x), None if call.zero is None else _rows_of(call.zero, call.x)
+    elif act.grid.group == PER_TENSOR:
+        sx, zx = dynamic_grid(x, act.grid)
+    codes = _weight_codes(call.spec, call.shape, call.weight)  # (N, K)
+    rows = len(x)
+    if rows <= _BLOCK or x.is_cuda or torch.compiler.is_compiling():
+        y = _block(x, sx, zx, codes, call)
+    else:
+        y = x.new_empty(rows, n)
+        for start in range(0, rows, _BLOCK):
+            part = slice(start, start + _BLOCK)
+            y[part] = _block(x[part], _cut(sx, part), _cut(zx, part), codes, call)
     return y.reshape(*call.x.shape[:-1], n).to(call.x.dtype)
+
+
+def _cut(t: Tensor | None, part: slice) -> Tensor | None:
+    """These rows of a column, or the one that serves all."""
+    return t if t is None or t.shape[0] == 1 else t[part]
 
 
 INT8_MM = Kernel("int8_mm", True, _fits, _prepare, _run)

@@ -4,6 +4,7 @@ A new method is a new file here, a line in ``STAGES``, and a recipe that names i
 """
 
 import dataclasses
+import reprlib
 import typing
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -58,7 +59,7 @@ def stage_from(tag: str, fields: Mapping[str, Any]) -> Stage:
         except (BadCheckpoint, BadFormat) as e:
             raise BadRecipe(f"{tag}.{name}: {e}") from None
         if not fits(values[name], hints[name]):
-            raise BadRecipe(f"{tag}.{name} cannot be {item!r}")
+            raise BadRecipe(f"{tag}.{name} cannot be {reprlib.repr(item)}")
     return typing.cast(Stage, cls(**values))
 
 

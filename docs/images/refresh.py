@@ -1,17 +1,23 @@
-"""The picture in the README: full precision, quantized, and their difference ten times, from a results file.
+"""What the README shows of the demo, from its results file: the picture and the last line.
 
-    python docs/images/strip.py demo/results.json docs/images/demo.png
+    python docs/images/refresh.py demo/results.json
+
+Top row full precision, middle row quantized, bottom row ten times their difference, on white.
 """
 
 import base64
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from dither.cli.show import verdict
+
+README = Path(__file__).parents[2] / "README.md"
 COUNT, FACTOR, GAP = 14, 2, 4
 
 
@@ -36,5 +42,15 @@ def strip(results: dict) -> Image.Image:
     return image.resize((image.width * FACTOR, image.height * FACTOR), Image.Resampling.NEAREST)
 
 
+def write(results: dict) -> None:
+    """Put both in their places."""
+    strip(results).save(Path(__file__).with_name("demo.png"), optimize=True)
+    line = f"<!-- verdict -->\n```\n{verdict(results)}\n```\n<!-- end -->"
+    text = README.read_text(encoding="utf-8")
+    README.write_text(
+        re.sub(r"<!-- verdict -->.*?<!-- end -->", lambda _: line, text, flags=re.DOTALL), encoding="utf-8"
+    )
+
+
 if __name__ == "__main__":
-    strip(json.loads(Path(sys.argv[1]).read_text())).save(sys.argv[2], optimize=True)
+    write(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
