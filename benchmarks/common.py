@@ -57,10 +57,18 @@ def write_result(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def peak_memory() -> int:
-    """Most resident bytes that this process has had (VmHWM: files mapped into memory count while they are resident)."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
+    """Most resident bytes that this process has had; files mapped into memory count while they are resident."""
+    return _status("VmHWM")
+
+
+def resident_memory() -> int:
+    """Resident bytes of this process now."""
+    return _status("VmRSS")
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{field}:")))
 
 
 def bytes_in(folder: Path) -> int:

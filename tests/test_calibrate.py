@@ -208,6 +208,14 @@ def test_row_sample_is_bounded_and_takes_from_all_calls():
     assert torch.equal(again.value, sample.value)
 
 
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_row_sample_never_runs_empty(limit):
+    sample = RowSample(limit=limit, share=16)
+    for _ in range(4):
+        sample.update(torch.randn(2, 9, 3), torch.zeros(2).long())
+        assert 1 <= sample.value.shape[0] <= limit
+
+
 def test_row_sample_holds_whole_rows():
     sample = RowSample(limit=64, share=8)
     (x, _), *_ = observed(BLOCK + "attn1.to_q", sample)

@@ -1,17 +1,20 @@
 """What the documents say is true: links resolve, commands parse, examples run, and tables stand between their markers."""
 
 import re
+import runpy
 import shlex
 import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 
 from dither.cli import app
 from dither.cli.show import verdict
 from dither.evaluation import parse_condition
+from dither.evaluation.image import png_data_uri
 from dither.recipes import get, override
 from dither.stages import STAGES
 
@@ -126,6 +129,15 @@ def test_the_readme_shows_the_line_that_the_demo_prints():
     shown = re.search(r"<!-- verdict -->\n```\n(.*)\n```\n<!-- end -->", readme)
     assert shown is not None
     assert numberless(shown[1]) == numberless(verdict(results)), "run docs/images/refresh.py"
+
+
+def test_the_script_of_the_picture_shows_both_and_their_difference():
+    refresh = runpy.run_path(str(ROOT / "docs/images/refresh.py"))
+    full, quantized = np.full((8, 8, 1), 200, np.uint8), np.full((8, 8, 1), 205, np.uint8)
+    pair = {"index": 0, "full_precision": png_data_uri(full), "quantized": png_data_uri(quantized)}
+    image = np.asarray(refresh["strip"]({"images": [pair]}))
+    step = (8 + refresh["GAP"]) * refresh["FACTOR"]
+    assert [int(image[row * step, 0, 0]) for row in range(3)] == [200, 205, 255 - 10 * 5]
 
 
 def numberless(line: str) -> str:

@@ -6,8 +6,6 @@ Imports inside functions and under TYPE_CHECKING count like all others.
 import ast
 import importlib
 import pkgutil
-import subprocess
-import sys
 from functools import lru_cache
 from pathlib import Path
 
@@ -31,9 +29,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"nn", "packed", "kernels", "numerics", "spec", "errors"},
     "models": {"errors"},
     "probes": {"errors"},
+    "memory": set(),
     "calibrate": {"models", "probes", "errors"},
     "integrations": {"checkpoint", "nn", "clock", "packed", "models", "numerics", "spec", "errors"},
-    "stages": {"nn", "clock", "calibrate", "probes", "models", "kernels", "numerics", "spec", "errors"},
+    "stages": {"nn", "clock", "calibrate", "probes", "memory", "models", "kernels", "numerics", "spec", "errors"},
     "recipes": {"stages", "spec", "errors"},
     "evaluation": {"errors"},
     "report": {"errors"},
@@ -176,10 +175,13 @@ def test_every_exported_name_exists():
         assert not [n for n in names if not hasattr(module, n)], info.name
 
 
-LAZY = ("torchvision", "matplotlib", "sklearn", "skimage", "ray", "dither.cli")
+OPTIONAL = {"matplotlib", "sklearn", "skimage", "peft", "ray"}
 
 
-def test_importing_dither_imports_nothing_that_is_optional():
-    code = "import sys, dither; print(*[m for m in sys.argv[1].split(',') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code, ",".join(LAZY)], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_what_is_optional_is_imported_where_it_is_used(path):
+    """Inside a function, so that ``import dither`` works without it."""
+    for node in tree(path).body:
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        assert not {n.split(".")[0] for n in names} & OPTIONAL

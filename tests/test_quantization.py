@@ -8,6 +8,7 @@ import jobs
 import pytest
 import tiny
 import torch
+from diffusers import DiffusionPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -268,6 +269,22 @@ def test_rounding_to_the_stored_type_makes_the_checkpoint_exact(storage, tmp_pat
     again.set_progress_bar_config(disable=True)
     assert torch.equal(jobs.sample(again), want)
     assert jobs.same_tensors(again.transformer, pipe.transformer)
+
+
+@pytest.mark.parametrize("recipe", ["rtn", "rtn-clip", "smoothquant"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_pipeline_in_half_precision_reloads_to_the_same_bits(dtype, recipe, tmp_path):
+    jobs.pipeline().save_pretrained(tmp_path / "dense")
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "dense", torch_dtype=dtype)
+    pipe.set_progress_bar_config(disable=True)
+    clean = jobs.sample(pipe)
+    want = jobs.sample(dither.quantize(pipe, recipe, "w8a8", **QUICK))
+    assert 0 < float((want - clean).abs().mean()) < 0.1
+    dither.save(pipe, tmp_path / "p")
+    again = dither.load(tmp_path / "p", dtype=dtype)
+    again.set_progress_bar_config(disable=True)
+    assert jobs.same_tensors(again.transformer, pipe.transformer)
+    assert torch.equal(jobs.sample(again), want)
 
 
 def test_values_too_large_for_the_stored_type_are_named():

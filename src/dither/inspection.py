@@ -131,7 +131,8 @@ def estimate(model: nn.Module, rows: Sequence[Mapping[str, Any]], storage: torch
     width = torch.empty(0, dtype=storage).element_size()
     now = sum(p.numel() * p.element_size() for p in model.parameters())
     weights = [(r["shape"][0] * r["shape"][1], r["bits_per_weight"]) for r in rows if r["bits_per_weight"] is not None]
-    rest = sum(p.numel() for p in model.parameters()) - sum(n for n, _ in weights)
+    packed = [model.get_submodule(r["name"]) for r in rows if r["bits_per_weight"] is not None]
+    rest = sum(p.numel() for p in model.parameters()) - sum(p.numel() for m in packed for p in m.parameters())
     largest = max((n for n, _ in weights), default=0)
     return {
         "file_bytes": int(sum(n * bits / 8 for n, bits in weights)) + rest * width,

@@ -64,7 +64,7 @@ class RowSample:
         self.parts.append(flat[pick.to(flat.device)].float().cpu())
         if sum(len(p) for p in self.parts) > self.limit:
             everything = torch.cat(self.parts)
-            keep = torch.randperm(len(everything), generator=self.generator)[: self.limit // 2].sort().values
+            keep = torch.randperm(len(everything), generator=self.generator)[: max(1, self.limit // 2)].sort().values
             self.parts, self.share = [everything[keep]], max(1, self.share // 2)
 
     @property

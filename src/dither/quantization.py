@@ -3,17 +3,17 @@
 The model is changed in place, layer by layer, so that memory never holds two whole copies. Nothing here knows a method.
 """
 
-import ctypes
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
+from diffusers import DiffusionPipeline
+from diffusers.configuration_utils import ConfigMixin
 from torch import Tensor, nn
 
-from dither import recipes
+from dither import memory, recipes
 from dither._version import __version__
 from dither.calibrate import record
 from dither.checkpoint import Header, attach
@@ -63,10 +63,10 @@ def denoiser_of(target: Any) -> nn.Module:
     """The network that a pipeline calls at every step, or the module itself."""
     if isinstance(target, nn.Module):
         return target
-    components = getattr(target, "components", {})
+    components: Mapping[str, Any] = cast(Any, target).components if isinstance(target, DiffusionPipeline) else {}
     for name in _DENOISERS:
         if isinstance(components.get(name), nn.Module):
-            return components[name]  # type: ignore[no-any-return]
+            return cast(nn.Module, components[name])
     raise BadModel(f"{type(target).__name__} is neither a torch module nor a pipeline with a {' or '.join(_DENOISERS)}")
 
 
@@ -135,7 +135,7 @@ def quantize(
         raise BadModel(f"the recipe '{found.name}' left every linear of {type(model).__name__} in full precision")
     start_clock(model, job.clock, ClockReader(job.adapter, model))
     header = Header(plan, recipes.recipe_to(found), __version__)
-    (stamp if hasattr(model, "register_to_config") else attach)(model, header)
+    (stamp if isinstance(model, ConfigMixin) else attach)(model, header)
     return target
 
 
@@ -161,20 +161,14 @@ def _check_ready(model: nn.Module) -> None:
             raise BadValue(f"parameter '{name}' has no data (it is on the meta device)")
         if not bool(torch.isfinite(parameter).all()):
             raise BadValue(f"parameter '{name}' holds NaN or infinity")
+        memory.set_aside(parameter)
 
 
 def _returning_memory(progress: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
-    """``progress``, which also gives freed memory back to the system each time: stages report after every layer.
-
-    Packed codes are small and come to lie behind a layer's large temporaries; glibc keeps such holes resident, 1.2 GB of
-    them in a DiT-XL.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return progress
-    libc = ctypes.CDLL("libc.so.6")
+    """``progress``, which also gives freed memory back each time: stages report after every layer."""
 
     def report(what: str, done: int, total: int) -> None:
-        libc.malloc_trim(0)
+        memory.trim()
         progress(what, done, total)
 
     return report
@@ -189,7 +183,10 @@ def _recorder(
         if isinstance(target, nn.Module):
             raise BadValue("this recipe needs calibration data: give run=, a callable that samples with the model")
         labels = default_labels(target, how.samples, how.prompts)
-        sampler_for(target, how.steps, how.guidance)(labels, sample_seeds(seed, how.samples, calibration=True))
+        try:
+            sampler_for(target, how.steps, how.guidance)(labels, sample_seeds(seed, how.samples, calibration=True))
+        except BadValue as e:
+            raise BadValue(f"calibration: {e}") from None
 
     return lambda: record(model, run or draw, limit=how.calls, seed=seed)
 

@@ -22,6 +22,7 @@ import diffusers
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, ModelMixin
 from diffusers.utils import logging
+from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
 from torch import nn
 
 from dither.errors import BadModel, DitherError
@@ -144,9 +145,23 @@ def _open_hub(text: str, dtype: torch.dtype) -> Source:
         folder = Path(DiffusionPipeline.download(text))
     except Exception as error:  # each network library has errors of its own
         raise BadModel(
-            f"There is no folder {text!r}, and the Hub does not give a pipeline of this name: {_first_line(error)}"
+            f"There is no file or folder {text!r}, and no pipeline of this name came from the Hub: {_why_not(error)}."
         ) from error
     return _open_folder(folder, text.rpartition("/")[2], dtype)
+
+
+def _why_not(error: BaseException) -> str:
+    """Why the Hub gave nothing. diffusers buries the cause under advice."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    if any(isinstance(e, OfflineModeIsEnabled) for e in chain):
+        return "it was not asked, as HF_HUB_OFFLINE is set, and no earlier download is complete"
+    if any(isinstance(e, RepositoryNotFoundError) for e in chain):
+        return "it has none, or a private one"
+    return _first_line(chain[-1])
 
 
 def _load_model(folder: Path, dtype: torch.dtype) -> nn.Module:

@@ -268,3 +268,8 @@ def test_original_checkpoint_with_code_in_it(dither, refused, tmp_path):
     result = dither("inspect DiT-XL-2-256x256.pt")
     refused(result, "DiT-XL-2-256x256.pt")
     assert "run" not in result.stdout
+
+
+def test_hub_is_not_waited_for(dither, refused):
+    sentence = refused(dither("inspect nobody/nothing"), "nobody/nothing", "HF_HUB_OFFLINE")
+    assert len(sentence) < 250

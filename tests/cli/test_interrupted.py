@@ -33,7 +33,7 @@ def interrupt(monkeypatch):
 
         monkeypatch.setattr(FolderStore, "put", put)
 
-    yield after
+    return after
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,13 @@ def test_the_scale_follows_the_formula():
     torch.testing.assert_close(smoothing_scale(a, w, 0.0), 1 / w)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_a_dead_channel_keeps_the_scale_1(alpha):
+    """At alpha 0 (or 1) the formula alone would give 1 / w (or a): a number, and a needless change."""
+    s = smoothing_scale(torch.tensor([0.0, 4.0]), torch.tensor([4.0, 0.0]), alpha)
+    assert s.tolist() == [1.0, 1.0]
+
+
 def test_dead_channels_keep_the_function():
     model = jobs.pipeline().transformer
     block = model.transformer_blocks[0]

@@ -49,7 +49,7 @@ def quantize(
     output: Annotated[Path, typer.Option("-o", "--output", help="folder to write; must not exist, or be empty")],
     recipe: Annotated[str, typer.Option(help="name of a recipe; see 'dither recipes'")] = "rtn",
     bits: Annotated[Optional[str], typer.Option(help="such as w8a8 or w4a8")] = None,  # noqa: UP045
-    settings: Annotated[Optional[list[str]], typer.Option("--set", help="STAGE.FIELD=VALUE")] = None,  # noqa: UP045
+    settings: Annotated[Optional[list[str]], typer.Option("--set", help="change the recipe: STAGE.FIELD=VALUE")] = None,  # noqa: UP045
     recipe_file: Annotated[Optional[Path], typer.Option(help="a recipe as JSON, in place of a name")] = None,  # noqa: UP045
     seed: Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted run")] = False,
@@ -212,7 +212,7 @@ def demo(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="folder to write; an older demo there is replaced")
     ] = Path("demo"),
-    n: Annotated[int, typer.Option("-n", help="pictures from each model")] = 100,
+    n: Annotated[int, typer.Option("-n", help="pictures from each model")] = 64,
 ) -> None:
     """Quantize the bundled zoo:fashion, reload it, compare it with the original, and make a report."""
     with errors():

@@ -26,7 +26,7 @@ from dither.store import FolderStore, check_output, open_store
 __all__ = ["inspect_model", "quantize_to", "run_demo", "sample_to"]
 
 Progress = Callable[[str, int, int], None]
-DEMO_BATCH = 25
+DEMO_BATCH = 16
 """Pictures at a time: as fast as larger batches, and the progress bar moves."""
 
 

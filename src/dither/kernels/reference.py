@@ -12,9 +12,11 @@ from torch import Tensor
 
 from dither.kernels.table import Inputs, Kernel, Shape
 from dither.numerics import decode, dynamic_grid, fake_quantize
-from dither.spec import LinearSpec
+from dither.spec import Int, LinearSpec
 
 __all__ = ["DEQUANTIZE", "REFERENCE", "quantized_input"]
+
+_CACHED = 1 << 19  # weights decoded at once on the CPU: 2 MiB
 
 
 def quantized_input(call: Inputs) -> Tensor:
@@ -36,10 +38,25 @@ def _run(call: Inputs) -> Tensor:
 
 def _run_weight_only(call: Inputs) -> Tensor:
     """In the dtype of x, as the full-precision linear would."""
-    fmt = call.spec.weight
-    weight = call.weight["dense"] if fmt is None else decode(call.weight, fmt, call.shape)  # (N, K)
+    fmt, (n, k) = call.spec.weight, call.shape
     bias = None if call.bias is None else call.bias.to(call.x.dtype)
+    rows = max(1, _CACHED // k)
+    if isinstance(fmt, Int) and n > rows and call.x.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _run_in_parts(call, fmt, bias, rows)
+    weight = call.weight["dense"] if fmt is None else decode(call.weight, fmt, call.shape)  # (N, K)
     return F.linear(call.x, weight.to(call.x.dtype), bias)
+
+
+def _run_in_parts(call: Inputs, fmt: Int, bias: Tensor | None, rows: int) -> Tensor:
+    """Some rows of the weight at a time, decoded in the caches: the whole float32 weight never exists."""
+    n, k = call.shape
+    y = call.x.new_empty(*call.x.shape[:-1], n)
+    for start in range(0, n, rows):
+        part = slice(start, min(start + rows, n))
+        stored = {name: t[part] if t.shape[0] == n else t for name, t in call.weight.items()}  # or one row for all
+        weight = decode(stored, fmt, (part.stop - start, k)).to(call.x.dtype)
+        y[..., part] = F.linear(call.x, weight, None if bias is None else bias[part])
+    return y
 
 
 def _weight_only(spec: LinearSpec, shape: Shape, device: torch.device) -> bool:

@@ -61,6 +61,8 @@ def unpack(packed: Tensor, bits: int, count: int, signed: bool) -> Tensor:
     dtype = torch.int32 if bits > 8 else torch.int8 if signed else torch.uint8
     if bits == 8:
         return packed.view(dtype)
+    if bits == 4:
+        return _unpack_nibbles(packed.view(dtype))[:, :count].contiguous()
     per, size = _period(bits)
     periods = -(-width // size)
     if width % size:  # complete the last period, so that one shape fits all
@@ -77,6 +79,11 @@ def unpack(packed: Tensor, bits: int, count: int, signed: bool) -> Tensor:
         code &= (1 << bits) - 1
         out[:, :, i] = (code ^ sign) - sign if signed else code
     return out.view(rows, -1)[:, :count].contiguous()
+
+
+def _unpack_nibbles(pairs: Tensor) -> Tensor:
+    """Two 4-bit codes of each byte (R, P), side by side (R, 2 P): several times faster. Shifts of int8 repeat the sign."""
+    return torch.stack(((pairs << 4) >> 4, pairs >> 4), dim=-1).flatten(1)
 
 
 def _period(bits: int) -> tuple[int, int]:

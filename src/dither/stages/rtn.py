@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from dither import memory
 from dither.numerics import encode, encode_int
 from dither.spec import Format, Int
 from dither.stages.base import Job, Phase
@@ -36,6 +37,7 @@ def _encoded(job: Job, name: str, fmt: Format | None) -> Mapping[str, Tensor]:
     w = job.dense(name)
     if fmt is None:
         return {"dense": w}
-    if isinstance(fmt, Int) and name in job.grids:
-        return encode_int(w.float(), fmt, *job.grids[name])
-    return encode(w.float(), fmt)
+    found = isinstance(fmt, Int) and name in job.grids
+    tensors = encode_int(w.float(), fmt, *job.grids[name]) if found else encode(w.float(), fmt)
+    memory.set_aside(w)
+    return tensors

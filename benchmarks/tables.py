@@ -1,0 +1,183 @@
+"""Tables in the documents, made of ``results/*.json``: what stands between ``<!-- table:NAME -->`` and ``<!-- end -->``.
+
+python -m benchmarks.tables            write them
+python -m benchmarks.tables --check    exit with 1 where a document and the results disagree
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import RESULTS
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = ("README.md", "docs/*.md", "benchmarks/*.md")
+MARKED = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+Result = Mapping[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--check", action="store_true", help="change nothing")
+    check = parser.parse_args().check
+    stale = [path for path in documents() if update(path, check)]
+    for path in stale:
+        sys.stdout.write(f"{path.relative_to(ROOT)} {'is not what the results say' if check else 'updated'}\n")
+    sys.exit(1 if check and stale else 0)
+
+
+def documents() -> list[Path]:
+    """Every document that may hold a table."""
+    return [path for pattern in DOCUMENTS for path in sorted(ROOT.glob(pattern))]
+
+
+def update(path: Path, check: bool = False) -> bool:
+    """Whether the document's tables differ from the results; they are written unless ``check``."""
+    old = path.read_text(encoding="utf-8")
+    new = filled(old)
+    if new != old and not check:
+        path.write_text(new, encoding="utf-8")
+    return new != old
+
+
+def filled(text: str) -> str:
+    """The text with its tables made anew. Raises KeyError at a name that is no table."""
+    return MARKED.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}{found[3]}", text)
+
+
+def result(name: str) -> Result:
+    """Contents of a results file."""
+    found: Result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def quality() -> str:
+    """Recipes x widths on every model: PSNR with its interval, and the Frechet distance to full precision."""
+    data = result("quality")
+    rows = [r for r in data["rows"] if r["bits"] and not r["switch"]]
+    recipes = list(dict.fromkeys(r["recipe"] for r in rows))
+    lines = []
+    for model, bits in dict.fromkeys((r["model"], r["bits"]) for r in rows):
+        mine = {r["recipe"]: r for r in rows if (r["model"], r["bits"]) == (model, bits)}
+        size = mine[recipes[0]]["size"]
+        head = [f"`zoo:{model}`", bits.upper(), f"{size['bits_per_weight']:.2f}", f"{size['ratio']:.2f}x"]
+        lines.append([*head, *(difference(mine[recipe]) for recipe in recipes)])
+    header = ["model", "bits", "true bits per weight", "smaller", *(f"`{recipe}`" for recipe in recipes)]
+    return table(header, lines) + "\n" + explained(data)
+
+
+def explained(data: Result) -> str:
+    """What the cells of a quality table are, and what full precision itself shows."""
+    floors = []
+    for row in (r for r in data["rows"] if not r["bits"]):
+        psnr, fd = row["psnr_db"], row["fd"]
+        floors.append(
+            f"`zoo:{row['model']}` {psnr['other_batch_size']:.1f} dB in another batch size, "
+            f"{psnr['other_seeds']:.1f} dB and FD {fd['noise_floor']:.2f} with other seeds"
+        )
+    how = f"{data['n']} pictures of the same seeds, {data['steps']} steps, guidance {data['guidance']}"
+    return (
+        f"Cells: PSNR to full precision in dB, [95% interval], FD to full precision; {how}. "
+        f"Full precision against itself: {'; '.join(floors)}.\n"
+    )
+
+
+def difference(row: Result) -> str:
+    """PSNR, interval and distance of a row."""
+    psnr = row["psnr_db"]
+    low, high = psnr["ci95"]
+    return f"{psnr['mean']:.1f} [{low:.1f}, {high:.1f}], {row['fd']['to_full_precision']:.3g}"
+
+
+def switches() -> str:
+    """One change to a recipe at a time, beside the recipe as it is."""
+    data = result("quality")
+    rows = [r for r in data["rows"] if r["bits"]]
+    plain = {(r["model"], r["recipe"], r["bits"]): r for r in rows if not r["switch"]}
+    lines = []
+    for row in (r for r in rows if r["switch"]):
+        before = plain[row["model"], row["recipe"], row["bits"]]
+        layers = row["layers"]
+        lines.append(
+            [
+                f"`zoo:{row['model']}`",
+                f"`{row['recipe']}` {row['bits'].upper()}",
+                f"{row['switch']}: {' '.join(f'`{setting}`' for setting in row['settings'])}",
+                difference(before),
+                difference(row),
+                f"{row['size']['bits_per_weight']:.2f}",
+                f"{layers['simulated']} of {layers['quantized']}",
+            ]
+        )
+    header = ["model", "recipe", "switch", "without", "with", "true bits per weight", "layers simulated"]
+    return table(header, lines) + "\n" + explained(data)
+
+
+def speed() -> str:
+    """Ratios of time within a round."""
+    data = result("speed")
+    lines = []
+    for row in data["rows"]:
+        full, half = row["times_faster_than_float32"], row["times_faster_than_bfloat16"]
+        cells = [full["w8a8"], half["w8a8"], full["w4a8"], half["w4a8"], full["bfloat16"]]
+        lines.append([row["case"], str(row["threads"]), *map(ratio, cells)])
+    header = ["", "threads", "W8A8 to float32", "W8A8 to bfloat16", "W4A8 to float32", "W4A8 to bfloat16"]
+    return table([*header, "bfloat16 to float32"], lines) + (
+        f"\nTimes faster, median [quartiles]: {data['method']}. Baselines: {data['baselines']}. {data['cpu']}, "
+        f"torch {data['versions']['torch']}.\n"
+    )
+
+
+def ratio(found: Mapping[str, float]) -> str:
+    """Median and quartiles."""
+    return f"{found['median']:.2f} [{found['q25']:.2f}, {found['q75']:.2f}]"
+
+
+def xl() -> str:
+    """Minutes, memory and bytes at full size."""
+    data = result("xl")
+    lines = []
+    for row in data["rows"]:
+        made, loaded = row["quantize"], row["load"]
+        lines.append(
+            [
+                row["layout"],
+                f"`{row['recipe']}` {row['bits'].upper()}",
+                f"{made['minutes']:.1f}",
+                against(made),
+                f"{made['file_bytes'] / 1e6:,.0f} MB, {made['file_ratio']:.2f}x smaller",
+                f"{made['bits_per_weight']:.2f}",
+                f"{loaded['seconds']:.1f}",
+                against(loaded),
+            ]
+        )
+    goals = data["goals"]
+    header = ["layout", "recipe", "minutes", f"peak memory (goal {goals['quantize_peak_ratio']})", "packed file"]
+    header += ["true bits per weight", "seconds to load", f"peak memory loading (goal {goals['load_peak_ratio']})"]
+    sizes = ", ".join(f"{layout} {o['parameters'] / 1e6:.0f} M" for layout, o in data["originals"].items())
+    return table(header, lines) + (
+        f"\nPeaks are times the {data['reference']}. {data['memory']}. Parameters in the file: {sizes}. "
+        f"{data['cpu']}, {data['threads']} threads.\n"
+    )
+
+
+def against(part: Mapping[str, Any]) -> str:
+    """A peak, and whether it is below its goal."""
+    return f"{part['peak_ratio']:.2f}x{'' if part['goal_met'] else ' (missed)'}"
+
+
+TABLES: Mapping[str, Callable[[], str]] = {"quality": quality, "switches": switches, "speed": speed, "xl": xl}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""The tables in the documents are those that the committed results make."""
+
+import pytest
+
+from benchmarks import common, tables
+
+
+@pytest.mark.parametrize("path", tables.documents(), ids=lambda path: path.name)
+def test_tables_are_what_the_results_say(path):
+    assert not tables.update(path, check=True), "run: python -m benchmarks.tables"
+
+
+def test_every_result_has_a_table_in_some_document():
+    text = "\n".join(path.read_text(encoding="utf-8") for path in tables.documents())
+    assert {name for _, name, _ in tables.MARKED.findall(text)} == set(tables.TABLES)
+
+
+def test_a_stale_table_is_made_anew(tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text("before\n<!-- table:speed -->\n| old |\n<!-- end -->\nafter\n")
+    assert tables.update(path, check=True)
+    assert "| old |" in path.read_text()
+    assert tables.update(path)
+    assert "| old |" not in path.read_text()
+    assert not tables.update(path)
+    assert path.read_text().startswith("before\n<!-- table:speed -->\n| ")
+    assert path.read_text().endswith("<!-- end -->\nafter\n")
+
+
+def test_an_unknown_table_is_an_error():
+    with pytest.raises(KeyError, match="nonsense"):
+        tables.filled("<!-- table:nonsense -->\n<!-- end -->\n")
+
+
+def test_turns_alternate_and_ratios_are_within_rounds():
+    order = []
+    times = common.by_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=2, at_least=0)
+    assert order[2:] == ["a", "b", "b", "a"]
+    assert {name: len(t) for name, t in times.items()} == {"a": 2, "b": 2}
+    times = {"slow": [4.0, 40.0, 8.0], "fast": [2.0, 10.0, 4.0]}
+    assert common.speedup(times, "fast", "slow") == {"median": 2.0, "q25": 2.0, "q75": 3.0}
+
+
+def test_a_measured_command_runs_alone_and_its_failure_is_told():
+    import subprocess
+    import sys
+
+    done = common.run([sys.executable, "-c", "b = bytearray(64_000_000); print(len(b))"], threads=1)
+    assert done.output.strip() == "64000000"
+    assert done.peak_bytes > 64_000_000
+    assert done.seconds > 0
+    with pytest.raises(subprocess.CalledProcessError, match="status 3"):
+        common.run([sys.executable, "-c", "raise SystemExit(3)"], threads=1)
