@@ -5,7 +5,7 @@ import pytest
 from benchmarks import common, tables
 
 
-@pytest.mark.parametrize("path", tables.documents(), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", tables.documents(), ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_tables_are_what_the_results_say(path):
     assert not tables.update(path, check=True), "run: python -m benchmarks.tables"
 

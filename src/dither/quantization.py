@@ -4,7 +4,7 @@ The model is changed in place, layer by layer, so that memory never holds two wh
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -145,11 +145,20 @@ def plan_ahead(target: Any, recipe: Recipe, seed: int = 0) -> Job:
     Stages that decide from data are left out; ``specs`` then says what the recipe assigns before they refine it.
     """
     model = denoiser_of(target)
-    job = Job(model, adapter_for(model), recipe.bits, seed, _recorder(target, None, Calibration(), seed))
+    job = Job(model, adapter_for(model), recipe.bits, seed, _no_data)
     for stage in stages_of(recipe):
         if stage.phase == Phase.ALLOCATE:
-            stage.run(job)
+            with suppress(_NeedsData):
+                stage.run(job)
     return job
+
+
+class _NeedsData(Exception):
+    """A stage asked for calibration calls while only the plan was wanted."""
+
+
+def _no_data() -> tuple[Call, ...]:
+    raise _NeedsData
 
 
 def _check_ready(model: nn.Module) -> None:

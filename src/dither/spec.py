@@ -10,6 +10,7 @@ exactly, through closed tags (``{"kind": "int", ...}``): no import path, no eval
 """
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -241,17 +242,12 @@ class Bits:
 
     @classmethod
     def parse(cls, text: str) -> "Bits":
-        """Read ``w<bits>`` or ``w<bits>a<bits>``; 16 means full precision. Raises BadRecipe."""
-        head, _, tail = text.lower().removeprefix("w").partition("a")
-        ok = (
-            text.lower().startswith("w")
-            and head.isascii()
-            and head.isdigit()
-            and ((tail.isascii() and tail.isdigit()) or "a" not in text.lower())
-        )
-        if not ok or not 1 <= int(head) <= 8 or (tail and int(tail) not in (*range(1, 9), 16)):
-            raise BadRecipe(f"bits '{text}': write w<bits> or w<bits>a<bits>, each 1 to 8 (a16: full precision)")
-        return cls(int(head), None if not tail or int(tail) == 16 else int(tail))
+        """Read ``w<bits>`` or ``w<bits>a<bits>``; a16 means full-precision activations. Raises BadRecipe."""
+        found = re.fullmatch(r"w([1-8])(?:a([1-8]|16))?", text.lower())
+        if found is None:
+            raise BadRecipe(f"bits '{text[:20]}': write w<bits> or w<bits>a<bits>, each 1 to 8 (a16: full precision)")
+        weight, act = found.groups()
+        return cls(int(weight), None if act in (None, "16") else int(act))
 
     def __str__(self) -> str:
         return f"w{self.weight}" + (f"a{self.act}" if self.act is not None else "")

@@ -37,7 +37,9 @@ def _encoded(job: Job, name: str, fmt: Format | None) -> Mapping[str, Tensor]:
     w = job.dense(name)
     if fmt is None:
         return {"dense": w}
-    found = isinstance(fmt, Int) and name in job.grids
-    tensors = encode_int(w.float(), fmt, *job.grids[name]) if found else encode(w.float(), fmt)
+    if isinstance(fmt, Int) and name in job.grids:
+        tensors = encode_int(w.float(), fmt, *job.grids[name])
+    else:
+        tensors = encode(w.float(), fmt)
     memory.set_aside(w)
     return tensors
