@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dither.errors import BadValue
 from dither.evaluation import frechet
@@ -21,8 +22,8 @@ class FeatureTable:
     extractor: FeatureExtractor | None
     _full: list[Float64] = field(default_factory=list)
     _quantized: list[Float64] = field(default_factory=list)
-    _full_class: list[np.ndarray] = field(default_factory=list)
-    _quantized_class: list[np.ndarray] = field(default_factory=list)
+    _full_class: list[npt.NDArray[Any]] = field(default_factory=list)
+    _quantized_class: list[npt.NDArray[Any]] = field(default_factory=list)
 
     def add(self, full: Pictures, quantized: Pictures) -> None:
         """Extract the features of one batch of each."""
@@ -44,7 +45,7 @@ class FeatureTable:
         """Features (N, D) of the full-precision and of the quantized pictures."""
         return np.concatenate(self._full), np.concatenate(self._quantized)
 
-    def classes(self) -> tuple[np.ndarray, np.ndarray] | None:
+    def classes(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]] | None:
         """Predicted class (N,) of each picture of both sets; None where the network predicts none."""
         if not self._full_class:
             return None

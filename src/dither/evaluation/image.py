@@ -12,8 +12,10 @@ other and not with those of larger pictures.
 
 import base64
 import io
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 
@@ -27,7 +29,7 @@ WINDOW = 11
 SIGMA = 1.5
 
 
-def check_pictures(pictures: np.ndarray, count: int, whose: str) -> None:
+def check_pictures(pictures: npt.NDArray[Any], count: int, whose: str) -> None:
     """Raise BadValue unless `pictures` is uint8 (count, H, W, C) with 1, 3 or 4 channels."""
     if np.issubdtype(pictures.dtype, np.floating) and not np.isfinite(pictures).all():
         raise BadValue(f"{whose} pictures contain NaN or infinite values.")

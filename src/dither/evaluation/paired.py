@@ -215,7 +215,7 @@ def _show(pairs: _Pairs, count: int, labels: Sequence[Label], seeds: Sequence[in
             "label": _plain(labels[pair.index]),
             "full_precision": image.png_data_uri(pair.full),
             "quantized": image.png_data_uri(pair.quantized),
-            "psnr_db": float(image.psnr(np.float64(pair.mse))),
+            "psnr_db": float(image.psnr(np.asarray(pair.mse, dtype=np.float64))),
             "worst": pair.index in worst,
         }
         for pair in sorted([*first, *pairs.worst], key=lambda pair: pair.index)

@@ -11,8 +11,10 @@ Inception; never called FID) and for class accuracy. A ``features/`` folder besi
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -68,7 +70,7 @@ class FeatureNetwork:
     module: FeatureModule
 
     @torch.no_grad()
-    def __call__(self, images: np.ndarray, batch: int = 256) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, images: npt.NDArray[Any], batch: int = 256) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """uint8 (N, H, W, C) to features (N, D) and logits (N, classes), both float32."""
         parts = [self.module(_to_unit(images[i : i + batch])) for i in range(0, len(images), batch)]
         features, logits = (torch.cat(side).numpy() for side in zip(*parts, strict=True))
@@ -79,8 +81,8 @@ class FeatureNetwork:
 class RealStats:
     """Features of real test images: mean (D,), covariance (D, D), count, and the network's accuracy on them."""
 
-    mu: np.ndarray
-    sigma: np.ndarray
+    mu: npt.NDArray[Any]
+    sigma: npt.NDArray[Any]
     n: int
     accuracy: float
 
@@ -121,6 +123,6 @@ def _convolution(channels: int, width: int) -> tuple[nn.Module, ...]:
     return nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.GELU()
 
 
-def _to_unit(images: np.ndarray) -> Tensor:
+def _to_unit(images: npt.NDArray[Any]) -> Tensor:
     """uint8 (N, H, W, C) to float32 (N, C, H, W) in [-1, 1]."""
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -16,6 +16,7 @@ import diffusers
 import torch
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -39,7 +40,7 @@ class PixelDiTPipeline(DiffusionPipeline):
     transformer: Any
     scheduler: Any
 
-    def __init__(self, transformer: DiTTransformer2DModel, scheduler: Any):
+    def __init__(self, transformer: DiTTransformer2DModel, scheduler: SchedulerMixin):
         super().__init__()
         self.register_modules(transformer=transformer, scheduler=scheduler)  # type: ignore[no-untyped-call]
 
