@@ -13,7 +13,7 @@ from diffusers import DDIMScheduler, DiTTransformer2DModel
 from dither.zoo import PixelDiTPipeline
 
 LIMITS = {
-    "digits": "Trained on about 1,400 images of 8x8 pixels for tests; many samples are near copies of training images.",
+    "digits": "Trained on about 1,400 images of 8x8 pixels, for tests; nobody checked how closely samples repeat them.",
     "fashion_mnist": "A small model trained for minutes on two CPU cores: sneakers, ankle boots and shirts are often not"
     " recognised by the classifier, and guidance raises the Frechet distance (it brightens whole pictures at high noise):"
     " keep it at 1.5 or less.",
