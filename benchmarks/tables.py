@@ -83,11 +83,11 @@ def explained(data: Result) -> str:
         psnr, fd = row["psnr_db"], row["fd"]
         floors.append(
             f"`zoo:{row['model']}` {psnr['other_batch_size']:.1f} dB in another batch size, "
-            f"{psnr['other_seeds']:.1f} dB and FD {fd['noise_floor']:.2f} with other seeds"
+            f"{psnr['other_seeds']:.1f} dB with other seeds, for which an FD of {fd['noise_floor']:.2f} is expected"
         )
     how = f"{data['n']} pictures of the same seeds, {data['steps']} steps, guidance {data['guidance']}"
     return (
-        f"Cells: PSNR to full precision in dB, [95% interval], FD to full precision; {how}. "
+        f"Cells: PSNR to full precision in dB (60 at most), [95% interval], FD to full precision; {how}. "
         f"Full precision against itself: {'; '.join(floors)}.\n"
     )
 

@@ -230,6 +230,14 @@ def test_a_refusal_leaves_the_model_as_it_was(case):
     assert all(torch.equal(left[k].nan_to_num(), right[k].nan_to_num()) for k in right)
 
 
+def test_a_width_that_does_not_divide_is_refused_before_smoothing_changes_a_weight():
+    pipe = jobs.pipeline()
+    before = {k: v.clone() for k, v in pipe.transformer.state_dict().items()}
+    with pytest.raises(BadFormat, match="group size 7 does not divide"):
+        dither.quantize(pipe, "smoothquant", "w8a8", settings=["assign.weight.group=7"], calibration=HOW)
+    assert all(torch.equal(v, before[k]) for k, v in pipe.transformer.state_dict().items())
+
+
 def test_what_is_quantized_already_is_refused():
     pipe = dither.quantize(jobs.pipeline(), "rtn", "w8a8")
     before = {k: v.clone() for k, v in pipe.transformer.state_dict().items()}

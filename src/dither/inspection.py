@@ -51,8 +51,7 @@ def _row(layer: Layer, module: nn.Linear, spec: LinearSpec | None) -> dict[str, 
     if spec is None or (spec.weight is None and spec.act is None):
         why = layer.keep or ("transformed, not quantized" if spec is not None else "not quantized")
         return row | {"kernel": None, "simulated": False, "bits_per_weight": None, "reason": why}
-    device = module.bias.device if module.bias is not None else torch.device("cpu")
-    kernel = module.kernel if isinstance(module, QLinear) else choose(spec, shape, device)
+    kernel = module.kernel if isinstance(module, QLinear) else choose(spec, shape, module.weight.device)
     bias = 0 if module.bias is None else module.bias.numel() * module.bias.element_size()
     return row | {
         "weight": None if spec.weight is None else str(spec.weight),

@@ -117,6 +117,7 @@ def quantize(
     stages = stages_of(found)
     model = denoiser_of(target).eval()
     _check_ready(model)
+    plan_ahead(target, found, seed)  # a format that does not fit is refused before anything is changed
     job = Job(
         model, adapter_for(model), found.bits, seed, _recorder(target, run, calibration or Calibration(), seed), store
     )
