@@ -12,15 +12,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PINS := pyproject.toml constraints.txt
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 
-# On few cores, waiting threads that spin slow the others down.
-export OMP_WAIT_POLICY ?= PASSIVE
-
 .PHONY: demo test lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
 	$(BIN)/dither demo
 
+# Tests start processes of their own; on few cores, waiting threads that spin slow the others down.
+test: export OMP_WAIT_POLICY ?= PASSIVE
 test: lint
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 

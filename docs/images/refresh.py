@@ -2,6 +2,8 @@
 
     python docs/images/refresh.py demo/results.json
 
+The results themselves, without the pictures, go to ``benchmarks/results/demo.json``.
+
 Top row full precision, middle row quantized, bottom row ten times their difference, on white.
 """
 
@@ -18,6 +20,7 @@ from PIL import Image
 from dither.cli.show import verdict
 
 README = Path(__file__).parents[2] / "README.md"
+RESULTS = README.parent / "benchmarks" / "results" / "demo.json"
 COUNT, FACTOR, GAP = 14, 2, 4
 
 
@@ -43,7 +46,9 @@ def strip(results: dict) -> Image.Image:
 
 
 def write(results: dict) -> None:
-    """Put both in their places."""
+    """Put all in their places."""
+    kept = {key: value for key, value in results.items() if key != "images"}
+    RESULTS.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     strip(results).save(Path(__file__).with_name("demo.png"), optimize=True)
     line = f"<!-- verdict -->\n```\n{verdict(results)}\n```\n<!-- end -->"
     text = README.read_text(encoding="utf-8")

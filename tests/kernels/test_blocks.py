@@ -33,6 +33,7 @@ def test_int8_mm_in_blocks_is_int8_mm_at_once(weight, grid, static, monkeypatch)
     x = torch.randn(5, 9, 48).bfloat16()
     want = layer(x)
     monkeypatch.setattr(int8, "_BLOCK", 11)  # the last block has one row
+    monkeypatch.setattr(int8, "_ELEMENTS", 1)
     assert layer.kernel.name == "int8_mm"
     assert torch.equal(layer(x), want)
 

@@ -25,7 +25,8 @@ __all__ = ["INT8_MM"]
 
 _WHOLE = (PER_ROW, PER_TENSOR)
 _CUDA_ROWS = 32  # torch._int_mm on CUDA wants more than 16 rows and multiples of 8
-_BLOCK = 512  # rows; fewer make oneDNN's packing of the weight show, more leave the caches
+_BLOCK = 512  # rows at least; fewer make oneDNN's packing of the weight show
+_ELEMENTS = 1 << 21  # of a block's codes or sums: more leave the caches, fewer make the many small operations show
 # On the CPU it reads leading dimensions from strides, which mean nothing for an axis of length 1: torch.compile writes 0
 # there, oneDNN then refuses the call, and the result is garbage without an error (pytorch issue 195066).
 _CPU_LEAST = 2
@@ -137,13 +138,13 @@ def _run(call: Inputs) -> Tensor:
     elif act.grid.group == PER_TENSOR:
         sx, zx = dynamic_grid(x, act.grid)
     codes = _weight_codes(call.spec, call.shape, call.weight)  # (N, K)
-    rows = len(x)
-    if rows <= _BLOCK or x.is_cuda or torch.compiler.is_compiling():
+    rows, step = len(x), max(_BLOCK, _ELEMENTS // max(n, k))
+    if rows <= step or x.is_cuda or torch.compiler.is_compiling():
         y = _block(x, sx, zx, codes, call)
     else:
         y = x.new_empty(rows, n)
-        for start in range(0, rows, _BLOCK):
-            part = slice(start, start + _BLOCK)
+        for start in range(0, rows, step):
+            part = slice(start, start + step)
             y[part] = _block(x[part], _cut(sx, part), _cut(zx, part), codes, call)
     return y.reshape(*call.x.shape[:-1], n).to(call.x.dtype)
 
