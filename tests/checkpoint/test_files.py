@@ -38,6 +38,13 @@ def test_an_empty_folder_and_missing_parents_are_fine(model, tmp_path):
     assert left(tmp_path / "empty") == left(tmp_path / "a" / "b") == ["config.json", "model.safetensors"]
 
 
+def test_the_same_model_gives_the_same_bytes(model, tmp_path):
+    for i in range(5):
+        save(model, tmp_path / str(i), header_of(model))
+    for name in ("config.json", "model.safetensors"):
+        assert len({(tmp_path / str(i) / name).read_bytes() for i in range(5)}) == 1
+
+
 def test_files_have_ordinary_rights(folder):
     rights = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
     assert set(rights.values()) == {folder.stat().st_mode & 0o666}

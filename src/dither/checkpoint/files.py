@@ -52,6 +52,8 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
         yield partial
+        for file in partial.rglob("*.safetensors"):
+            _order_header(file)
         _settle(partial)
         os.replace(partial, target)
         _sync(target.parent)
@@ -66,6 +68,21 @@ def _reason(e: Exception) -> str:
     if full:
         return "no space is left on the disk"
     return e.strerror if isinstance(e, OSError) and e.strerror else str(e)
+
+
+def _order_header(file: Path) -> None:
+    """Sort a file's metadata, which safetensors writes in random order: the same model gives the same bytes."""
+    with file.open("r+b") as f:
+        size = int.from_bytes(f.read(8), "little")
+        header = json.loads(f.read(size))
+        if "__metadata__" not in header:
+            return
+        metadata = dict(sorted(header.pop("__metadata__").items()))
+        text = json.dumps({"__metadata__": metadata, **header}, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > size:
+            raise DitherError(f"'{file}' has a header that does not fit its place")
+        f.seek(8)
+        f.write(text.ljust(size))  # the format pads with spaces
 
 
 def _settle(folder: Path) -> None:
