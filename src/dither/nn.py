@@ -19,7 +19,18 @@ from dither.numerics import decode, groups, layout, rotate, unrotate
 from dither.packed import PackedWeight
 from dither.spec import Format, LinearSpec, Plan, Spec, Timed
 
-__all__ = ["Clock", "PackedWeight", "QLinear", "Read", "TimedLinear", "build", "install", "replace", "tensor_layout"]
+__all__ = [
+    "Clock",
+    "PackedWeight",
+    "QLinear",
+    "Read",
+    "TimedLinear",
+    "build",
+    "install",
+    "packed_tensors",
+    "replace",
+    "tensor_layout",
+]
 
 Layout: TypeAlias = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
@@ -114,6 +125,10 @@ class QLinear(nn.Linear):
         head = prefix + "_"
         return {k.removeprefix(head): v for k, v in self._buffers.items() if k.startswith(head) and v is not None}
 
+    def packed(self) -> dict[str, Tensor]:
+        """Codes, scales and tables by name: the buffers whose dtype is part of what they mean."""
+        return {k: v for k, v in self.named_buffers(recurse=False) if not k.endswith("_dense")}
+
     def load(self, tensors: Mapping[str, Tensor]) -> "QLinear":
         """Take these tensors as the buffers of the same names, without a copy; names, shapes and dtypes must fit."""
         for name, tensor in tensors.items():
@@ -165,7 +180,7 @@ class QLinear(nn.Linear):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QLinear":
         """Move or cast; scales stay float32 whatever ``.half()`` or ``.to(dtype)`` ask, or quality is lost unseen."""
-        kept = {k: v for k, v in self._buffers.items() if v is not None and not k.endswith("_dense")}
+        kept = self.packed()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, before in kept.items():
             after = self._buffers[name]
@@ -283,3 +298,9 @@ def install(
             raise BadCheckpoint(f"the plan names layer '{name}', which the model does not have as a linear")
         replace(model, name, build(spec, linear, clock, device, dtype))
     return clock
+
+
+def packed_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """``QLinear.packed`` of every layer, under the names of ``model.state_dict()``."""
+    layers = ((name, m) for name, m in model.named_modules() if isinstance(m, QLinear))
+    return {f"{name}.{key}": tensor for name, layer in layers for key, tensor in layer.packed().items()}

@@ -21,7 +21,7 @@ from dither.clock import start_clock
 from dither.errors import BadModel, BadValue, Refused
 from dither.integrations.diffusers import ClockReader, stamp
 from dither.models import Call, adapter_for
-from dither.nn import QLinear
+from dither.nn import QLinear, packed_tensors
 from dither.sampling import default_labels, sampler_for
 from dither.spec import Recipe
 from dither.stages import Job, Phase, Store, stages_of
@@ -203,13 +203,7 @@ def _recorder(
 
 def full_precision_parts(model: nn.Module) -> dict[str, Tensor]:
     """Every floating tensor that is saved and is not part of a packed layer's codes, scales and tables."""
-    packed = {
-        f"{name}.{key}"
-        for name, module in model.named_modules()
-        if isinstance(module, QLinear)
-        for key, _ in module.named_buffers(recurse=False)
-        if not key.endswith("_dense")
-    }
+    packed = packed_tensors(model)
     state: Mapping[str, Tensor] = model.state_dict(keep_vars=True)
     return {k: v for k, v in state.items() if k not in packed and v.is_floating_point()}
 

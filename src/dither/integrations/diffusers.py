@@ -40,7 +40,7 @@ from dither.checkpoint import (
 )
 from dither.errors import BadCheckpoint, Refused
 from dither.models import Adapter, Call, adapter_for
-from dither.nn import QLinear, install
+from dither.nn import QLinear, install, packed_tensors
 
 __all__ = ["ClockReader", "DitherConfig", "DitherQuantizer", "QuantMethod", "register", "save_pipeline", "stamp"]
 
@@ -128,13 +128,7 @@ class DitherQuantizer(DiffusersQuantizer):
         with opened(self.files) as reader:
             check_files(reader, model, plan, required=False, ignore=ignore)
         install(model, plan, ClockReader(adapter_for(model), model), device="meta")
-        self.packed = {
-            f"{name}.{key}": buffer.dtype
-            for name, module in model.named_modules()
-            if isinstance(module, QLinear)
-            for key, buffer in module.named_buffers(recurse=False)
-            if not key.endswith("_dense")
-        }
+        self.packed = {name: tensor.dtype for name, tensor in packed_tensors(model).items()}
 
     def maybe_update_state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Float32 tensors of packed layers as int32, which nobody casts."""

@@ -72,7 +72,7 @@ def int_range(x: Tensor, fmt: Int) -> tuple[Tensor, Tensor]:
     if fmt.group == PER_TENSOR:
         lo, hi = (v.reshape((1,) * (x.ndim - 1)) for v in torch.aminmax(x))
     else:
-        lo, hi = torch.aminmax(x, dim=-1)
+        lo, hi = x.amin(-1), x.amax(-1)  # on the CPU many times faster along an axis than one aminmax
     return lo.clamp(max=0.0), hi.clamp(min=0.0)
 
 
