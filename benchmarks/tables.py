@@ -5,19 +5,18 @@ python -m benchmarks.tables --check    exit with 1 where a document and the resu
 """
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS
+from benchmarks import evaluation_tables
+from benchmarks.markdown import Result, above_all_others, interval, result, table, with_error
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "docs/*.md", "benchmarks/*.md")
 MARKED = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-Result = Mapping[str, Any]
 
 
 def main() -> None:
@@ -49,31 +48,31 @@ def filled(text: str) -> str:
     return MARKED.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}{found[3]}", text)
 
 
-def result(name: str) -> Result:
-    """Contents of a results file."""
-    found: Result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return found
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def quality() -> str:
+def quality(data: Result) -> str:
     """Recipes x widths on every model: PSNR with its interval, and the Frechet distance to full precision."""
-    data = result("quality")
     rows = [r for r in data["rows"] if r["bits"] and not r["switch"]]
     recipes = list(dict.fromkeys(r["recipe"] for r in rows))
     lines = []
     for model, bits in dict.fromkeys((r["model"], r["bits"]) for r in rows):
         mine = {r["recipe"]: r for r in rows if (r["model"], r["bits"]) == (model, bits)}
-        size = mine[recipes[0]]["size"]
-        head = [f"`zoo:{model}`", bits.upper(), f"{size['bits_per_weight']:.2f}", f"{size['ratio']:.2f}x"]
-        lines.append([*head, *(difference(mine[recipe]) for recipe in recipes)])
+        lines.append(
+            [f"`{model}`", bits.upper(), *bytes_of(mine.values()), *differences([mine.get(r) for r in recipes])]
+        )
     header = ["model", "bits", "true bits per weight", "smaller", *(f"`{recipe}`" for recipe in recipes)]
     return table(header, lines) + "\n" + explained(data)
+
+
+def bytes_of(rows: Iterable[Result]) -> list[str]:
+    """True bits per weight and how much smaller, from the first row that was measured; formats alone decide them here."""
+    size = next((row["size"] for row in rows if "failed" not in row), None)
+    return ["", ""] if size is None else [f"{size['bits_per_weight']:.2f}", f"{size['ratio']:.2f}x"]
+
+
+def differences(rows: Sequence[Result | None]) -> list[str]:
+    """A cell each, the PSNR in bold that can be told from all others."""
+    measured = [(i, row["psnr_db"]["ci95"]) for i, row in enumerate(rows) if row is not None and "failed" not in row]
+    best = above_all_others([ends for _, ends in measured])
+    return [difference(row, best is not None and i == measured[best][0]) for i, row in enumerate(rows)]
 
 
 def explained(data: Result) -> str:
@@ -82,41 +81,45 @@ def explained(data: Result) -> str:
     for row in (r for r in data["rows"] if not r["bits"]):
         psnr, fd = row["psnr_db"], row["fd"]
         floors.append(
-            f"`zoo:{row['model']}` {psnr['other_batch_size']:.1f} dB in another batch size, "
+            f"`{row['model']}` {psnr['other_batch_size']:.1f} dB in another batch size, "
             f"{psnr['other_seeds']:.1f} dB with other seeds, for which an FD of {fd['noise_floor']:.2f} is expected"
         )
     how = f"{data['n']} pictures of the same seeds, {data['steps']} steps, guidance {data['guidance']}"
     return (
-        f"Cells: PSNR to full precision in dB (60 at most), [95% interval], FD to full precision; {how}. "
+        f"Cells: PSNR to full precision in dB (60 at most), [95% interval], FD to full precision ± standard error; {how}. "
+        "Bold: an interval above all others of the line. "
         f"Full precision against itself: {'; '.join(floors)}.\n"
     )
 
 
-def difference(row: Result) -> str:
-    """PSNR, interval and distance of a row."""
-    psnr = row["psnr_db"]
-    low, high = psnr["ci95"]
-    return f"{psnr['mean']:.1f} [{low:.1f}, {high:.1f}], {row['fd']['to_full_precision']:.3g}"
+def difference(row: Result | None, best: bool) -> str:
+    """PSNR, interval and distance of a row; what became of it if it failed; nothing if nobody asked for it."""
+    if row is None:
+        return ""
+    if "failed" in row:
+        return f"failed: {row['failed']}"
+    mean, ends, fd = row["psnr_db"]["mean"], row["psnr_db"]["ci95"], row["fd"]
+    psnr = f"{mean:.1f} {interval(ends, 1)}"
+    distance = with_error({"value": fd["to_full_precision"], "se": fd["to_full_precision_se"]})
+    return f"{f'**{psnr}**' if best else psnr}, {distance}"
 
 
-def switches() -> str:
+def switches(data: Result) -> str:
     """One change to a recipe at a time, beside the recipe as it is."""
-    data = result("quality")
     rows = [r for r in data["rows"] if r["bits"]]
     plain = {(r["model"], r["recipe"], r["bits"]): r for r in rows if not r["switch"]}
     lines = []
     for row in (r for r in rows if r["switch"]):
-        before = plain[row["model"], row["recipe"], row["bits"]]
-        layers = row["layers"]
+        before = plain.get((row["model"], row["recipe"], row["bits"]))
+        layers = row.get("layers")
         lines.append(
             [
-                f"`zoo:{row['model']}`",
+                f"`{row['model']}`",
                 f"`{row['recipe']}` {row['bits'].upper()}",
                 f"{row['switch']}: {' '.join(f'`{setting}`' for setting in row['settings'])}",
-                difference(before),
-                difference(row),
-                f"{row['size']['bits_per_weight']:.2f}",
-                f"{layers['simulated']} of {layers['quantized']}",
+                *differences([before, row]),
+                bytes_of([row])[0],
+                "" if layers is None else f"{layers['simulated']} of {layers['quantized']}",
             ]
         )
     header = ["model", "recipe", "switch", "without", "with", "true bits per weight", "layers simulated"]
@@ -176,7 +179,13 @@ def against(part: Mapping[str, Any]) -> str:
     return f"{part['peak_ratio']:.2f}x{'' if part['goal_met'] else ' (missed)'}"
 
 
-TABLES: Mapping[str, Callable[[], str]] = {"quality": quality, "switches": switches, "speed": speed, "xl": xl}
+TABLES: Mapping[str, Callable[[], str]] = {
+    "quality": lambda: quality(result("quality")),
+    "switches": lambda: switches(result("quality")),
+    "speed": speed,
+    "xl": xl,
+    **evaluation_tables.TABLES,
+}
 
 
 if __name__ == "__main__":

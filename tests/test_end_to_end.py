@@ -69,7 +69,7 @@ def test_smoothing_saves_a_hard_model(tmp_path):
             open_source("zoo:digits-hard").pipeline, recipe, "w8a8", calibration=dither.Calibration(10, 10)
         )
         dither.save(pipe, tmp_path / recipe)
-        results = dither.evaluate(tmp_path / recipe, "zoo:digits-hard", n=N, steps=STEPS, noise_floor=False)
+        results = dither.evaluate(tmp_path / recipe, "zoo:digits-hard", n=N, steps=STEPS, noise_floor=0)
         psnr[recipe] = results["psnr_db"]["mean"]
     assert psnr["smoothquant"] > psnr["rtn"] + 5, psnr
 
@@ -77,7 +77,7 @@ def test_smoothing_saves_a_hard_model(tmp_path):
 def test_four_bits_are_smaller_and_worse(packed, tmp_path):
     small = tmp_path / "digits-w4a8"
     run("quantize", "zoo:digits", "-o", small, "--recipe", "rtn", "--bits", "w4a8")
-    eight, four = (dither.evaluate(p, "zoo:digits", n=N, steps=STEPS, noise_floor=False) for p in (packed, small))
+    eight, four = (dither.evaluate(p, "zoo:digits", n=N, steps=STEPS, noise_floor=0) for p in (packed, small))
     assert four["size"]["file_bytes"] < 0.75 * eight["size"]["file_bytes"]
     assert four["psnr_db"]["mean"] < eight["psnr_db"]["mean"]
     assert four["layers"]["quantized"] == eight["layers"]["quantized"]

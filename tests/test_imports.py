@@ -35,6 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stages": {"nn", "clock", "calibrate", "probes", "memory", "models", "kernels", "numerics", "spec", "errors"},
     "recipes": {"stages", "spec", "errors"},
     "evaluation": {"errors"},
+    "extractors": {"evaluation", "zoo", "errors"},
+    "scale": {"errors"},
     "report": {"errors"},
     "zoo": {"errors"},
     "weightfile": {"errors"},
@@ -175,7 +177,7 @@ def test_every_exported_name_exists():
         assert not [n for n in names if not hasattr(module, n)], info.name
 
 
-OPTIONAL = {"matplotlib", "sklearn", "skimage", "peft", "ray"}
+OPTIONAL = {"matplotlib", "sklearn", "skimage", "peft", "ray", "torch_fidelity", "lpips", "ImageReward", "playwright"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)

@@ -29,7 +29,7 @@ def test_grid():
         grid(images[0], 3)
 
 
-def test_npz(tmp_path, monkeypatch):
+def test_npz(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
     path = tmp_path / "out.npz"
     save_npz(path, images, [4, 5, 6], [0, 1, 2])
@@ -41,17 +41,6 @@ def test_npz(tmp_path, monkeypatch):
     save_npz(path, images, ["a cat", "b", "c"], [0, 1, 2])
     with np.load(path, allow_pickle=False) as saved:
         assert saved["arr_1"].tolist() == ["a cat", "b", "c"]
-    before = path.read_bytes()
-
-    def full(stream, **_):
-        stream.write(b"half")
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(OSError, match="No space"):
-        save_npz(path, images, [4, 5, 6], [0, 1, 2])
-    assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["out.npz"]
     with pytest.raises(BadValue, match="folder"):
         save_npz(tmp_path / "no" / "out.npz", images, [4, 5, 6], [0, 1, 2])
     with pytest.raises(BadValue, match="2 labels"):

@@ -1,8 +1,10 @@
 """The tables in the documents are those that the committed results make."""
 
+import json
+
 import pytest
 
-from benchmarks import common, tables
+from benchmarks import common, markdown, tables
 
 
 @pytest.mark.parametrize("path", tables.documents(), ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -13,6 +15,47 @@ def test_tables_are_what_the_results_say(path):
 def test_every_result_has_a_table_in_some_document():
     text = "\n".join(path.read_text(encoding="utf-8") for path in tables.documents())
     assert {name for _, name, _ in tables.MARKED.findall(text)} == set(tables.TABLES)
+
+
+@pytest.mark.parametrize("path", sorted(common.RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_result_is_told_with_its_command(path):
+    readme = (tables.ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert f"(results/{path.name})" in readme
+    assert json.loads(path.read_text(encoding="utf-8"))["command"]
+
+
+def row(recipe, low, high):
+    psnr = {"mean": (low + high) / 2, "ci95": [low, high]}
+    asked = {"model": "zoo:digits", "recipe": recipe, "bits": "w4a8", "switch": "", "settings": []}
+    size = {"bits_per_weight": 4.3, "ratio": 2.5}
+    fd = {"to_full_precision": 0.5, "to_full_precision_se": 0.1}
+    return {**asked, "psnr_db": psnr, "fd": fd, "size": size}
+
+
+def quality_of(*rows):
+    return tables.quality({"n": 8, "steps": 5, "guidance": 1.5, "rows": rows}).splitlines()[2]
+
+
+def test_only_what_can_be_told_apart_is_bold():
+    assert "| **35.0 [34.0, 36.0]**, 0.5 ± 0.1 |" in quality_of(row("a", 34, 36), row("b", 30, 33))
+    assert "**" not in quality_of(row("a", 34, 36), row("b", 30, 34.5))
+    assert "**" not in quality_of(row("a", 34, 36), row("b", 31, 33), row("c", 33, 34.5))
+    assert "**" not in quality_of(row("a", 34, 36))
+
+
+def test_a_failed_row_stays_in_the_table_and_is_never_the_best():
+    failed = {
+        **{key: row("b", 0, 0)[key] for key in ("model", "recipe", "bits", "switch")},
+        "failed": "BadValue: a | b",
+    }
+    line = quality_of(failed, row("a", 34, 36), row("c", 30, 31))
+    assert "| failed: BadValue: a \\| b | **35.0" in line
+    assert "| 4.30 | 2.50x |" in line
+    assert quality_of(failed).startswith("| `zoo:digits` | W4A8 |  |  | failed")
+
+
+def test_percentages_are_100_only_where_all_are_right():
+    assert [markdown.percent(share) for share in (0, 0.5, 0.999, 1.0)] == ["0 %", "50 %", "99 %", "100 %"]
 
 
 def test_a_stale_table_is_made_anew(tmp_path):

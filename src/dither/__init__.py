@@ -14,11 +14,11 @@ from dither._version import __version__
 from dither.api import load, save
 from dither.errors import DitherError
 from dither.integrations.diffusers import register as _register_quantizer
-from dither.measure import evaluate
+from dither.measure import compare, evaluate
 from dither.quantization import Calibration, quantize
 from dither.zoo import register as _register_pipeline
 
-__all__ = ["Calibration", "DitherError", "__version__", "evaluate", "load", "quantize", "recipes", "save"]
+__all__ = ["Calibration", "DitherError", "__version__", "compare", "evaluate", "load", "quantize", "recipes", "save"]
 
 _register_quantizer()
 _register_pipeline()

@@ -4,8 +4,6 @@ States of 1 or 3 channels are pictures. Others are latents of an encoder that is
 shown as red, green and blue on the fixed range [-4, 4], so that two runs stay comparable.
 """
 
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from dither.errors import BadValue
+from dither.evaluation.admfile import write_npz
 from dither.evaluation.protocol import Label, Pictures
 
 __all__ = ["PIXELS", "grid", "save_npz", "show_latents", "to_uint8"]
@@ -71,24 +70,7 @@ def save_npz(path: str | Path, images: Pictures, labels: Sequence[Label], seeds:
 
     The file appears whole or not at all, and holds no pickles.
     """
-    path = Path(path)
     if not len(images) == len(labels) == len(seeds):
         raise BadValue(f"{len(images)} pictures, {len(labels)} labels and {len(seeds)} seeds do not go together.")
-    if not path.parent.is_dir():
-        raise BadValue(f"There is no folder {path.parent} to write {path.name} into.")
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            np.savez(stream, arr_0=images, arr_1=np.asarray(labels), seeds=np.asarray(seeds, dtype=np.int64))
-        Path(name).chmod(0o666 & ~_umask())
-        Path(name).replace(path)
-    except BaseException:  # Ctrl-C too leaves nothing half-written
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    """Temporary files are private; the finished file is as any other."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    _, height, width, channels = images.shape
+    write_npz(path, [images], len(images), (height, width, channels), labels, seeds)

@@ -178,7 +178,7 @@ def test_sample_options(dither, refused, model, tmp_path, options, name):
     "condition", ["psnr", "psnr<", "psnr<x", "psnr==3", "__import__('os')", "pnsr<30", "psnr<1e999"]
 )
 def test_condition_that_cannot_be_read(dither, refused, packed, model, monkeypatch, condition):
-    monkeypatch.setattr("dither.measure.sampler_for", lambda *a: pytest.fail("it sampled first"))
+    monkeypatch.setattr("dither.measure.comparison.run", lambda *a, **k: pytest.fail("it sampled first"))
     refused(dither(f"eval {packed} --against {model} -n 2 --fail-if", condition), condition)
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dither.errors import BadValue
-from dither.evaluation.drift import DriftMeter
+from dither.evaluation.drift import DriftMeter, drift
 
 
 def test_relative_and_cosine_over_uneven_batches():
@@ -19,6 +19,13 @@ def test_relative_and_cosine_over_uneven_batches():
     assert result["timesteps"] == [900.0, 100.0]
     assert result["relative"] == pytest.approx([0.0, (3 * 0.1 + 0.5) / 4], abs=1e-6)
     assert result["cosine"] == pytest.approx([1.0, 1.0])
+
+
+def test_drift_of_each_picture():
+    x = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0))
+    relative, cosine = drift(x, x * torch.tensor([1.0, 1.5, -1.0])[:, None, None])
+    assert relative == pytest.approx([0, 0.5, 2], abs=1e-6)
+    assert cosine == pytest.approx([1, 1, -1])
 
 
 def test_latents_that_are_overwritten_later_are_kept():

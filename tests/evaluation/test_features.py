@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dither.evaluation import frechet
-from dither.evaluation.features import FeatureTable, measure_accuracy, measure_frechet
+from dither.evaluation.features import FeatureTable, measure_accuracy, measure_frechet, view_of
 from dither.evaluation.protocol import RealStats
 
 
@@ -24,7 +24,7 @@ def pictures(rows):
 
 
 def filled(features, logits=None, n=100):
-    table = FeatureTable(Lookup(features, logits))
+    table = FeatureTable(view_of(Lookup(features, logits)))
     for start in range(0, n, 40):
         stop = min(start + 40, n)
         table.add(pictures(range(start, stop)), pictures(range(100 + start, 100 + stop)))

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from dither.errors import BadValue
-from dither.evaluation.layers import SNR_CLIP_DB, layer_snr
+from dither.evaluation.layers import SNR_CLIP_DB, RangeMeter, SnrMeter, decibel, first_tensor, inputs, layer_snr
 
 
 class Net(nn.Module):
@@ -82,3 +82,48 @@ def test_bad_input_is_named(nets):
         quantized.b.weight.fill_(torch.nan)
     with pytest.raises(BadValue, match=r"'b' gives NaN .* timestep 5"):
         layer_snr(full, quantized, [call(5.0)], ["a", "b"])
+
+
+def test_ranges_of_inputs_add_up_over_calls(nets):
+    meter = RangeMeter(["a", "b"])
+    x = [torch.tensor([[-1.0, 2, 0, 0]]), torch.tensor([[3.0, 0, 0, -4]])]
+    for column, value in ((0, x[0]), (0, x[1]), (1, x[1])):
+        with torch.no_grad(), inputs(nets[0], ["a", "b"], lambda name, y, at=column: meter.see(at, name, y)):
+            nets[0](value, 1.0)
+    low, high, square, count = meter.result()
+    assert (low[0].tolist(), high[0].tolist()) == ([-4, -4], [3, 3])
+    assert (square[0].tolist(), count[0].tolist()) == ([30, 25], [8, 4])
+    with torch.no_grad():
+        assert low[1, 1] == pytest.approx(float(nets[0].a(x[1]).min()))
+
+
+def test_ranges_of_a_layer_that_was_never_reached():
+    meter = RangeMeter(["a", "b"])
+    meter.see(0, "a", torch.ones(1))
+    with pytest.raises(BadValue, match="'b' is not reached"):
+        meter.result()
+
+
+def test_layers_that_are_called_another_number_of_times():
+    meter = SnrMeter(["a"])
+    meter.full_precision("a", torch.ones(2))
+    with pytest.raises(BadValue, match="'a' is called less often"):
+        meter.end_call(0, 1.0)
+    meter.quantized("a", torch.ones(2))
+    with pytest.raises(BadValue, match="another shape or is called more often"):
+        meter.quantized("a", torch.ones(2))
+
+
+def test_half_precision_does_not_overflow():
+    meter = SnrMeter(["a"])
+    meter.full_precision("a", torch.full((4,), 600.0, dtype=torch.float16))
+    meter.quantized("a", torch.full((4,), 540.0))
+    meter.end_call(0, 1.0)
+    np.testing.assert_allclose(decibel(*meter.result()), 20.0)
+
+
+def test_outputs_of_diffusers_are_mappings():
+    assert first_tensor({"sample": torch.ones(2)}, "a").tolist() == [1, 1]
+    assert first_tensor([torch.ones(2), None], "a").tolist() == [1, 1]
+    with pytest.raises(BadValue, match="'a' returns str"):
+        first_tensor({"sample": "x"}, "a")

@@ -12,8 +12,6 @@ import pytest
 import dither.report
 from dither.errors import BadCheckpoint
 from dither.report import render, write
-from dither.report.charts import _ticks
-from dither.report.form import byte_size
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&${x}"
 
@@ -59,38 +57,87 @@ def test_shows_the_numbers(result):
     shown = " ".join(visible(render([result])).split())
     mean = result["psnr_db"]["mean"]
     for part in (
-        "3.67× smaller",
+        "1.80× smaller",
         "8.17 bits per weight",
+        "8.90 over the whole model",
         f"{mean:.1f} dB",
+        "full precision against itself reaches 59.6 dB",
+        "unrelated pictures 11.4 dB",
         "36 of 39",
-        "torch_int_mm",
+        "int_mm",
+        "1.23× as fast",
         "59.60",
         "11.40",
+        "0.0667",  # LPIPS
+        "Minimum detectable difference",
+        "precision and recall need 1000 pictures",
+        "08080808080808080808080808080808",
+        "DDIMScheduler",
+        "2 processes, 1 thread each",
     ):
-        assert part in shown
+        assert part in shown, part
     assert "transformer_blocks.5.ff.net.2" in shown
     assert "first layer : pos_embed.proj" in shown
-    assert "dither eval fashion-w8a8 --against zoo:fashion" in shown
+    assert "dither quantize zoo:fashion -o smoothquant-w8a8" in shown
+    assert "dither eval smoothquant-w8a8 --against zoo:fashion" in shown
     assert '"alpha": 0.5' in shown
 
 
+def titles(page):
+    return re.findall(r"<h2>([^<]+?) ?<", page)
+
+
 def test_sections_are_in_order(result):
-    page = render([result])
-    titles = re.findall(r"<h2>([^<]+?) ?<", page)
-    assert titles == [
-        "Pictures", "Size and quality", "How close is every picture", "Layers over timesteps", "Drift", "The plan",
+    assert titles(render([result])) == [
+        "Pictures", "Size and quality", "How close is every picture", "Guards against the data",
+        "Along the trajectory", "Layers over timesteps", "Bits by layer", "Activation ranges", "The plan",
         "How to reproduce",
     ]  # fmt: skip
 
 
+def test_older_results_still_open(result):
+    for new in ("trajectory", "activation_ranges", "guards", "speed", "memory", "skipped", "digests", "commands"):
+        del result[new]
+    page = render([result | {"schema": 1, "lpips": None, "scheduler": None, "executor": None}])
+    assert "Drift" in visible(page)
+    assert "Guards against the data" not in titles(page)
+    assert "dither eval smoothquant-w8a8 --against zoo:fashion" in visible(page)
+
+
 def test_several_results_share_one_table(result, other_result):
     page = render([result, other_result])
-    assert page.count('class="quantized"') == 2
-    assert page.count('class="reference"') - page.count('line class="reference"') == 3
+    overview = page[: page.index("<article")]
+    assert overview.count('<tr class="quantized">') == 2
+    assert overview.count('<tr class="reference">') == 3
     assert page.count("<article") == 2
+    assert page.count('role="tab"') == page.count('role="tabpanel"') == 2
     assert "compare only rows of one kind" not in page
     other_result["seed"] = 5
     assert "compare only rows of one kind" in render([result, other_result])
+
+
+def test_a_comparison_expands_into_its_results(comparison):
+    page = render([comparison])
+    shown = " ".join(visible(page).split())
+    assert titles(page)[:5] == [
+        "Size against quality", "All numbers", "The same pictures in every result", "Pair by pair",
+        "Along the trajectory",
+    ]  # fmt: skip
+    assert page.count("<article") == 6
+    assert "Rank, PSNR" in shown
+    assert "3–4" in shown
+    assert "undecided" in shown
+    assert "smoothquant w4a8 or dither w4a8" in shown or "dither w4a8 or smoothquant w4a8" in shown
+
+
+def test_what_is_doubtful_is_said(result, other_result):
+    clean, doubtful = visible(render([result])), visible(render([other_result]))
+    for title in ("Simulated.", "Skipped."):
+        assert title in doubtful
+        assert title not in clean
+    assert "no speed is claimed" in " ".join(doubtful.split())
+    result["psnr_db"]["ci95"] = [30.0, 36.0]
+    assert "known to 6.0 dB only with 64 pictures" in " ".join(visible(render([result])).split())
 
 
 def test_policy_allows_only_the_inlined_style_and_script(result):
@@ -120,7 +167,7 @@ def hostile_copy(value):
 
 
 def test_hostile_text_stays_text(result):
-    hostile = hostile_copy(result) | {"kind": "eval", "schema": 1}
+    hostile = hostile_copy(result) | {"kind": "eval", "schema": 2}
     del hostile["versions"][HOSTILE]
     page = render([hostile])
     clean, dirty = parse(render([result])), parse(page)
@@ -130,7 +177,17 @@ def test_hostile_text_stays_text(result):
     assert HOSTILE in html.unescape(page)
     data = re.search(r'id="data">(.*?)</script>', page, flags=re.DOTALL)[1]
     assert "<" not in data
-    assert json.loads(data)[0]["layers"][0] == HOSTILE
+    assert json.loads(data)[0]["heatmap"]["layers"][0] == HOSTILE
+    assert json.loads(data)[0]["ranges"]["layers"][0] == HOSTILE
+
+
+def test_hostile_comparison_stays_text(comparison):
+    hostile = hostile_copy(comparison) | {"kind": "compare", "schema": 2}
+    hostile["results"] = [hostile_copy(r) | {"kind": "eval", "schema": 2} for r in comparison["results"][:3]]
+    dirty = parse(render([hostile]))
+    clean = parse(render([comparison]))
+    assert {tag for tag, _ in dirty.tags} <= {tag for tag, _ in clean.tags}
+    assert not any(name.startswith("on") for _, attrs in dirty.tags for name in attrs)
 
 
 @pytest.mark.parametrize(
@@ -151,20 +208,42 @@ def paths(value, prefix=()):
             yield from paths(entry, (*prefix, key))
 
 
-def test_any_missing_or_mistyped_key_leaves_a_page(result):
-    for path in list(paths(result)):
+JUNK = (None, "text", 7, [], {}, [None], [{}], [[]], float("inf"), True, -1e300, 0)
+
+
+def test_any_missing_or_mistyped_key_leaves_a_page(result, other_result):
+    for big in (result, other_result):
+        del big["layers"]["rows"][3:-1], big["images"], big["psnr_db"]["per_image"][5:]
+        for part, keys in (("layer_snr", ["layers", "db"]), ("activation_ranges", ["layers", "low", "high", "rms"])):
+            for key in keys:
+                del big[part][key][2:]
+    for index, path in enumerate(paths(result)):
         if path[0] in {"kind", "schema"}:
             continue
-        for junk in (None, "text", 7, [], {}, [None], [{}], float("inf"), True):
-            partial = copy.deepcopy({key: value for key, value in result.items() if key != "images"})
-            if path[0] == "images":
-                partial["images"] = junk
-            else:
-                place = partial
-                for key in path[:-1]:
-                    place = place[key]
-                place[path[-1]] = junk
-            assert "</html>" in render([partial]), (path, junk)
+        for offset in range(3):  # every kind of junk many times over, not every kind at every place
+            junk = JUNK[(5 * index + offset) % len(JUNK)]
+            partial = copy.deepcopy(result)
+            place = partial
+            for key in path[:-1]:
+                place = place[key]
+            place[path[-1]] = junk
+            with_other = index % 4 == 0
+            assert "</html>" in render([partial, other_result] if with_other else [partial]), (path, junk)
+
+
+@pytest.mark.parametrize("junk", JUNK)
+def test_any_mistyped_picture_leaves_a_page(result, junk):
+    assert "</html>" in render([result | {"images": junk}])
+    for key in list(result["images"][0]):
+        result["images"][0][key] = junk
+        assert "</html>" in render([result])
+
+
+@pytest.mark.parametrize("key", ["ranks", "pairs"])
+@pytest.mark.parametrize("junk", [*JUNK, [{"metric": "psnr_db", "a": 0, "b": 0}], {"psnr_db": [[1], "x", None]}])
+def test_any_mistyped_comparison_leaves_a_page(comparison, key, junk):
+    comparison["results"] = [{k: r[k] for k in ("kind", "schema", "psnr_db", "size")} for r in comparison["results"]]
+    assert "</html>" in render([comparison | {key: junk}])
 
 
 def test_empty_result_says_what_is_missing():
@@ -210,19 +289,3 @@ def test_report_imports_no_torch():
                 assert node.module.split(".")[0] not in {"torch", "numpy", "PIL"}
             if isinstance(node, ast.Import):
                 assert not {alias.name.split(".")[0] for alias in node.names} & {"torch", "numpy", "PIL", "dither"}
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "count", "expected"),
-    [(0, 1, 5, [0, 0.2, 0.4, 0.6, 0.8, 1.0]), (9.4, 61.6, 8, [10, 20, 30, 40, 50, 60]), (-3, 3, 3, [-2, 0, 2])],
-)
-def test_ticks_are_round(low, high, count, expected):
-    assert _ticks(low, high, count) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("count", "shown"),
-    [(None, "–"), (12, "12 B"), (1500, "1.50 kB"), (4.2e6, "4.20 MB"), (123e6, "123 MB"), (2.7e9, "2.70 GB")],
-)
-def test_byte_size(count, shown):
-    assert byte_size(count) == shown

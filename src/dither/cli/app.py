@@ -1,8 +1,6 @@
 """The commands and their options."""
 
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -10,8 +8,10 @@ import typer
 
 from dither._version import __version__
 from dither.cli import show
-from dither.cli.console import FAILED_GATE, check_target, errors, out, progress_bars, write, write_json
-from dither.errors import BadRecipe, BadValue, DitherError
+from dither.cli.console import check_target, command_line, errors, out, progress_bars, write_json
+from dither.cli.evaluate import ABOUT, judge
+from dither.cli.options import Batch, Guidance, Labels, Model, Prompts, Seed, Steps, ToJson, labels_of, lines_of
+from dither.errors import BadRecipe, DitherError
 
 __all__ = ["app"]
 
@@ -21,15 +21,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Quantize diffusion transformers after training, and prove that their pictures stayed the same.",
 )
-
-Model = Annotated[str, typer.Argument(help="zoo:NAME, a diffusers folder, a Hub id, or an original DiT checkpoint")]
-Seed = Annotated[int, typer.Option(help="of everything random")]
-Steps = Annotated[int, typer.Option(help="sampling steps")]
-Guidance = Annotated[float, typer.Option(help="scale of classifier-free guidance; 1 is none")]
-Labels = Annotated[Optional[str], typer.Option("--classes", help="class numbers, separated by commas; all by default")]  # noqa: UP045
-Prompts = Annotated[Optional[Path], typer.Option(help="text file with one prompt a line")]  # noqa: UP045
-Batch = Annotated[int, typer.Option(help="pictures at a time")]
-ToJson = Annotated[Optional[Path], typer.Option("--json", help="write the results here")]  # noqa: UP045
 
 
 def _version(value: bool) -> None:
@@ -73,12 +64,12 @@ def quantize(
                 raise BadRecipe("--bits belongs to a named recipe; a recipe file has its own")
             found = resolve_recipe(recipe_from(_read_json(recipe_file)), None, settings or ())
         check_target("--json", json_file)
-        how = Calibration(samples, steps, guidance, calls, tuple(_lines(prompts)))
+        how = Calibration(samples, steps, guidance, calls, tuple(lines_of(prompts)))
         with progress_bars() as progress:
             result = quantize_to(model, output, found, how, seed, resume, progress)
         out.print(show.saved(output, result["size"]))
         if json_file is not None:
-            write_json(json_file, {**result, "command": _command()})
+            write_json(json_file, {**result, "command": command_line()})
 
 
 @app.command()
@@ -99,7 +90,7 @@ def sample(
     with errors():
         from dither.cli.work import sample_to
 
-        labels = _labels(classes, prompts)
+        labels = labels_of(classes, prompts)
         check_target("-o", output, ".png")
         check_target("--npz", npz, ".npz")
         check_target("--json", json_file)
@@ -107,60 +98,11 @@ def sample(
             result = sample_to(model, output, npz, n, steps, guidance, seed, labels, batch_size, progress)
         out.print(f"{n} pictures in {output}" + (f" and {npz}" if npz else ""))
         if json_file is not None:
-            write_json(json_file, {**result, "command": _command()})
+            write_json(json_file, {**result, "command": command_line()})
 
 
-@app.command("eval")
-def evaluate(
-    folder: Annotated[str, typer.Argument(help="a checkpoint that dither wrote")],
-    against: Annotated[str, typer.Option(help="the full-precision model")],
-    n: Annotated[int, typer.Option("-n", help="pictures from each")] = 256,
-    seed: Seed = 0,
-    steps: Steps = 25,
-    guidance: Guidance = 1.5,
-    classes: Labels = None,
-    prompts: Prompts = None,
-    batch_size: Batch = 64,
-    json_file: ToJson = None,
-    html: Annotated[Optional[Path], typer.Option(help="write a report page here")] = None,  # noqa: UP045
-    fail_if: Annotated[Optional[list[str]], typer.Option(help="such as 'psnr<30'; exit code 1 if so")] = None,  # noqa: UP045
-) -> None:
-    """Compare a quantized model with its original: same seeds, intervals, true bytes."""
-    with errors():
-        from dither.evaluation import check, parse_condition
-        from dither.measure import MEASURED
-        from dither.measure import evaluate as measure
-        from dither.report import render
-
-        for condition in fail_if or ():  # a typing error should not cost an evaluation
-            if (path := parse_condition(condition).path).partition(".")[0] not in MEASURED:
-                raise BadValue(f"the condition '{condition}' names '{path}', which is not among {', '.join(MEASURED)}")
-        check_target("--json", json_file)
-        check_target("--html", html)
-        labels = _labels(classes, prompts)
-        with progress_bars() as progress:
-            results = measure(
-                folder,
-                against,
-                n=n,
-                seed=seed,
-                steps=steps,
-                guidance=guidance,
-                batch_size=batch_size,
-                labels=labels,
-                command=_command(),
-                progress=progress,
-            )
-        out.print(show.verdict(results))
-        if json_file is not None:
-            write_json(json_file, results)
-        if html is not None:
-            write(html, render([results]).encode())
-        failures = check(results, fail_if or ())
-    for failure in failures:
-        out.print(f"[bold red]failed:[/] {failure}")
-    if failures:
-        raise typer.Exit(FAILED_GATE)
+for _name, _about in ABOUT.items():
+    app.command(_name, help=_about)(judge)
 
 
 @app.command()
@@ -219,14 +161,10 @@ def demo(
         from dither.cli.work import run_demo
 
         with progress_bars() as progress:
-            results = run_demo(output, n, _command(), progress)
+            results = run_demo(output, n, command_line(), progress)
         for what, name in (("report", "report.html"), ("results", "results.json"), ("checkpoint", "checkpoint")):
             out.print(f"{what:<10}  {output / name}")
         out.print(show.verdict(results))
-
-
-def _command() -> str:
-    return shlex.join(["dither", *sys.argv[1:]])
 
 
 def _read_json(path: Path) -> Any:
@@ -234,27 +172,3 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as e:
         raise DitherError(f"'{path}' is not JSON: {e}") from None
-
-
-def _lines(path: Path | None) -> list[str]:
-    if path is None:
-        return []
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError:
-        raise DitherError(f"'{path}' is not a text file in UTF-8") from None
-    if not lines:
-        raise DitherError(f"'{path}' holds no prompt")
-    return lines
-
-
-def _labels(classes: str | None, prompts: Path | None) -> list[int | str]:
-    """Class numbers or prompts to take turns, or nothing for all classes."""
-    if classes is not None and prompts is not None:
-        raise DitherError("give --classes or --prompts, not both")
-    if classes is None:
-        return list(_lines(prompts))
-    try:
-        return [int(c) for c in classes.split(",")]
-    except ValueError:
-        raise DitherError(f"--classes '{classes}': write numbers separated by commas") from None

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from dither.errors import DitherError
 
-__all__ = ["FAILED_GATE", "WRONG_INPUT", "check_target", "errors", "out", "progress_bars", "write", "write_json"]
+__all__ = [
+    "FAILED_GATE",
+    "WRONG_INPUT",
+    "check_target",
+    "command_line",
+    "errors",
+    "note",
+    "out",
+    "progress_bars",
+    "progress_lines",
+    "write",
+    "write_json",
+]
 
 FAILED_GATE = 1
 WRONG_INPUT = 2
@@ -58,6 +71,28 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
                 _err.print(f"{what}: {total} of {total}")
 
         yield show
+
+
+@contextlib.contextmanager
+def progress_lines() -> Iterator[Callable[[str, int, int], None]]:
+    """The same for machines: each call is one line of JSON on standard error."""
+
+    def show(what: str, done: int, total: int) -> None:
+        print(
+            json.dumps({"event": "progress", "what": what, "done": done, "total": total}), file=sys.stderr, flush=True
+        )
+
+    yield show
+
+
+def note(sentence: str) -> None:
+    """Something that people should know, beside the progress."""
+    _err.print(f"[yellow]note:[/] {escape(sentence)}")
+
+
+def command_line() -> str:
+    """What the user typed."""
+    return shlex.join(["dither", *sys.argv[1:]])
 
 
 def check_target(option: str, path: Path | None, suffix: str = "") -> None:

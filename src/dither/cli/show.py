@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from dither.inspection import plan_rows, reasons
 from dither.recipes import Entry
 from dither.spec import Recipe
 
-__all__ = ["inspection", "megabytes", "plan", "recipe_table", "saved", "verdict"]
+__all__ = ["comparison", "inspection", "megabytes", "plan", "recipe_table", "saved", "verdict"]
 
 FOLDS = {"AdaLN": "into adaLN rows", "Rows": "into rows of the linear before", "online": "not at all (online)"}
 
@@ -66,16 +67,23 @@ def saved(folder: Path, size: Mapping[str, Any]) -> str:
 
 
 def verdict(results: Mapping[str, Any]) -> str:
-    """One line of what came out: size, bits, PSNR with interval, layers, kernels."""
-    size, psnr, layers = results["size"], results["psnr_db"], results["layers"]
+    """One line of what came out: size, bits, PSNR with interval, layers, kernels, speed, and what was skipped."""
+    psnr = results["psnr_db"]
     low, high = psnr["ci95"]
-    kernels = ", ".join(f"{name} x{count}" for name, count in results["kernels"].items())
-    simulated = f", {layers['simulated']} simulated" if layers["simulated"] else ""
-    return (
-        f"{size['ratio']:.2f}x smaller ({megabytes(size['file_bytes'])}), {size['bits_per_weight']:.2f} bits per weight | "
-        f"PSNR {psnr['mean']:.1f} dB, 95% {low:.1f} to {high:.1f}, n={results['n']} | "
-        f"{layers['quantized']}/{layers['total']} layers quantized{simulated} | kernels: {kernels}"
-    )
+    parts = [f"PSNR {psnr['mean']:.1f} dB, 95% {low:.1f} to {high:.1f}, n={results['n']}"]
+    if size := results.get("size"):  # files of samples have none
+        bits = "" if size["bits_per_weight"] is None else f", {size['bits_per_weight']:.2f} bits per weight"
+        parts.insert(0, f"{size['ratio']:.2f}x smaller ({megabytes(size['file_bytes'])}){bits}")
+    if layers := results.get("layers"):
+        simulated = f", {layers['simulated']} simulated" if layers["simulated"] else ""
+        parts.append(f"{layers['quantized']}/{layers['total']} layers quantized{simulated}")
+        parts.append("kernels: " + ", ".join(f"{name} x{count}" for name, count in results["kernels"].items()))
+    if (speed := results.get("speed")) and speed["ratio"] is not None:
+        a, b = speed["ci95"]
+        parts.append(f"{speed['ratio']:.2f}x as fast as {speed['against']}, 95% {a:.2f} to {b:.2f}")
+    if skipped := results.get("skipped"):
+        parts.append(f"[bold red]{len(skipped)} jobs failed and were skipped[/]: {escape(skipped[0]['why'])}")
+    return " | ".join(parts)
 
 
 def inspection(found: Mapping[str, Any]) -> RenderableType:
@@ -107,3 +115,24 @@ def recipe_table(entries: Sequence[Entry]) -> Table:
         table.add_row(e.name, str(e.bits), e.paper or "-", e.about)
     table.columns[0].no_wrap = True
     return table
+
+
+def comparison(whole: Mapping[str, Any]) -> RenderableType:
+    """Several results beside each other; a rank only where the pictures tell it."""
+    table = Table("rank", "recipe", box=None, pad_edge=False)
+    for head in ("size", "bits", "PSNR, dB", "95%", "FD"):
+        table.add_column(head, justify="right")
+    ranges = whole["ranks"].get("psnr_db") or [[1, len(whole["results"])]] * len(whole["results"])
+    for (best, worst), result in zip(ranges, whole["results"], strict=True):
+        psnr, size, fd = result["psnr_db"], result.get("size") or {}, result["fd"]["to_full_precision"]
+        table.add_row(
+            f"{best}" if best == worst else f"{best}-{worst}",
+            f"{(result.get('recipe') or {}).get('name', '')} {result.get('bits') or ''} ({result['checkpoint']})",
+            megabytes(size["file_bytes"]) if size else "-",
+            f"{size['bits_per_weight']:.2f}" if size.get("bits_per_weight") else "-",
+            f"{psnr['mean']:.2f}",
+            f"{psnr['ci95'][0]:.2f} to {psnr['ci95'][1]:.2f}",
+            "-" if fd is None else f"{fd:.3g}",
+        )
+    n = whole["results"][0]["n"]
+    return Group(table, f"ranks by PSNR of {n} pairs, all intervals at once; a range where the pictures cannot tell")

@@ -12,8 +12,20 @@ from typing import Any
 import torch
 
 from dither.errors import BadValue
+from dither.evaluation.protocol import Float64
 
-__all__ = ["DriftMeter"]
+__all__ = ["DriftMeter", "drift"]
+
+
+def drift(reference: torch.Tensor, latents: torch.Tensor) -> tuple[Float64, Float64]:
+    """Relative distance and cosine of each picture's latents (N, ...) and those of full precision, both (N,)."""
+    x = reference.detach().flatten(1).double()  # (N, latent size)
+    y = latents.detach().to(x.device).flatten(1).double()
+    norm_x, norm_y = x.norm(dim=1), y.norm(dim=1)
+    tiny = torch.finfo(torch.float64).tiny
+    relative = (y - x).norm(dim=1) / norm_x.clamp_min(tiny)
+    cosine = (x * y).sum(dim=1) / (norm_x * norm_y).clamp_min(tiny)
+    return relative.cpu().numpy(), cosine.cpu().numpy()
 
 
 @dataclass
@@ -52,10 +64,10 @@ class DriftMeter:
                 f"samplers differ: step {reference_step} at timestep {reference_timestep:g} with latents "
                 f"{tuple(reference.shape)} against step {step} at {float(timestep):g} with {tuple(latents.shape)}."
             )
-        relative, cosine = _compare(reference, latents.detach().to("cpu", torch.float32))
+        relative, cosine = drift(reference, latents.detach().to("cpu", torch.float32))
         totals = self._steps.setdefault(step, _Step(reference_timestep))
-        totals.relative += relative
-        totals.cosine += cosine
+        totals.relative += float(relative.sum())
+        totals.cosine += float(cosine.sum())
         totals.pictures += len(latents)
         self._seen += 1
 
@@ -85,14 +97,3 @@ class DriftMeter:
 def _check_finite(latents: torch.Tensor, whose: str, step: int) -> None:
     if not torch.isfinite(latents).all():
         raise BadValue(f"the {whose} model produced NaN or infinite latents at step {step}.")
-
-
-def _compare(reference: torch.Tensor, latents: torch.Tensor) -> tuple[float, float]:
-    """Sums over the batch of the relative distance and of the cosine."""
-    x = reference.flatten(1).double()  # (N, latent size)
-    y = latents.flatten(1).double()
-    norm_x, norm_y = x.norm(dim=1), y.norm(dim=1)
-    tiny = torch.finfo(torch.float64).tiny
-    relative = (y - x).norm(dim=1) / norm_x.clamp_min(tiny)
-    cosine = (x * y).sum(dim=1) / (norm_x * norm_y).clamp_min(tiny)
-    return float(relative.sum()), float(cosine.sum())

@@ -1,4 +1,4 @@
-"""Frechet distance between Gaussian fits of features, with its standard error and its bias.
+"""Frechet distance between Gaussian fits of features, with its bias, its standard error and intervals that hold.
 
     FD = |mu1 - mu2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2)            (Dowson and Landau 1982; FID: arXiv 1706.08500)
 
@@ -17,6 +17,8 @@ bootstrap is not used: resampling adds the bias once more, and its interval need
     E[FD] = (1/n + 1/m) (sum l_i + sum_ij l_i l_j / (2 (l_i + l_j)) + sum l_i / 4)        (Gaussian, first order)
 
 so distances at different n must not be compared. Richardson's 2 FD_n - (FD of the halves) removes the c/n term.
+
+The distance between two *paired* sets is a case of its own, near zero: see ``frechet_pairs``.
 """
 
 import numpy as np
@@ -31,6 +33,7 @@ __all__ = [
     "null_bias",
     "paired_influence",
     "richardson",
+    "sample_distance",
     "standard_error",
 ]
 
@@ -54,6 +57,20 @@ def frechet_distance(mu1: Float64, sigma1: Float64, mu2: Float64, sigma2: Float6
     # tr (S1 S2)^(1/2) is the sum of roots of the eigenvalues of the symmetric S1^(1/2) S2 S1^(1/2).
     cross = np.sqrt(np.clip(np.linalg.eigvalsh(_symmetric(root @ sigma2 @ root)), 0, None)).sum()
     distance = np.square(mu1 - mu2).sum() + np.trace(sigma1) + np.trace(sigma2) - 2 * cross
+    return max(float(distance), 0.0)
+
+
+def sample_distance(a: Float64, b: Float64) -> float:
+    """Distance between features `a` (N, D) and `b` (M, D); where both are few it needs no D x D matrix.
+
+    With centred rows X, Y the cross term tr (S1 S2)^(1/2) is the sum of the singular values of X Y^T (N, M), over
+    sqrt((N - 1) (M - 1)).
+    """
+    if max(a.shape[0], b.shape[0]) >= a.shape[-1] or a.ndim != 2 or a.shape[1:] != b.shape[1:]:
+        return frechet_distance(*fit_gaussian(a), *fit_gaussian(b))
+    x, y = (np.asarray(rows - rows.mean(axis=0), dtype=np.float64) / np.sqrt(len(rows) - 1) for rows in (a, b))
+    cross = np.linalg.svd(x @ y.T, compute_uv=False).sum()
+    distance = np.square(a.mean(axis=0) - b.mean(axis=0)).sum() + np.square(x).sum() + np.square(y).sum() - 2 * cross
     return max(float(distance), 0.0)
 
 
@@ -92,11 +109,14 @@ def null_bias(sigma: Float64, n: int, m: int | None = None) -> float:
 
 def richardson(features: Float64, mu: Float64, sigma: Float64) -> float:
     """Distance to N(mu, sigma) with the c/n bias removed; may be negative near 0, as an unbiased estimate must."""
-    if len(features) < 4:
-        raise BadValue(f"removing the bias needs at least 4 samples, got {len(features)}.")
-    # Even and odd rows: labels often come in order, so a first and a second half would hold different classes.
-    halves = [frechet_distance(*fit_gaussian(features[start::2]), mu, sigma) for start in (0, 1)]
-    return 2 * frechet_distance(*fit_gaussian(features), mu, sigma) - sum(halves) / 2
+    x = np.asarray(features, dtype=np.float64)
+    if len(x) < 4:
+        raise BadValue(f"removing the bias needs at least 4 samples, got {len(x)}.")
+    # Halves by a fixed shuffle: labels come in order or in turn, so the first half, or the even rows, would hold other
+    # classes than the rest. Two sets in pairs are halved alike.
+    order = np.random.default_rng(0).permutation(len(x))
+    halves = [frechet_distance(*fit_gaussian(x[order[start::2]]), mu, sigma) for start in (0, 1)]
+    return 2 * frechet_distance(*fit_gaussian(x), mu, sigma) - sum(halves) / 2
 
 
 def _symmetric(matrix: Float64) -> Float64:

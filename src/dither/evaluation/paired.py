@@ -1,12 +1,7 @@
-"""Draw the same pictures twice, in full precision and quantized, and measure what changed.
-
-Same labels, same seeds, same batches: every number is a difference of pairs, not of two crowds. Beside each number
-stands what makes it readable: an interval, the noise floor (full precision against itself with another batch size),
-and the ceiling (full precision against itself with other seeds).
-"""
+"""Draw the same pictures twice with two samplers, in full precision and quantized, and measure what changed."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,45 +9,13 @@ import numpy as np
 from dither.errors import BadValue
 from dither.evaluation import image
 from dither.evaluation.drift import DriftMeter
-from dither.evaluation.features import FeatureTable, measure_accuracy, measure_frechet
-from dither.evaluation.intervals import bootstrap_mean_interval
-from dither.evaluation.protocol import FeatureExtractor, Float64, Label, OnStep, Pictures, RealStats, Sampler
+from dither.evaluation.features import view_of
+from dither.evaluation.judge import FLOOR_PICTURES, Judge, floor_batches
+from dither.evaluation.protocol import FeatureExtractor, Label, OnStep, Pictures, RealStats, Sampler
 
-__all__ = ["NOISE_FLOOR_PICTURES", "WORST_PICTURES", "evaluate"]
-
-NOISE_FLOOR_PICTURES = 32
-WORST_PICTURES = 8
+__all__ = ["evaluate"]
 
 Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class _Pair:
-    index: int
-    mse: float
-    full: Pictures  # (H, W, C)
-    quantized: Pictures
-
-
-@dataclass
-class _Pairs:
-    """What remains of the pictures after a batch: one row of numbers each, the first pictures, and the worst."""
-
-    keep_first: int
-    keep_worst: int
-    mse: list[Float64] = field(default_factory=list)
-    ssim: list[Float64] = field(default_factory=list)
-    first: list[_Pair] = field(default_factory=list)
-    worst: list[_Pair] = field(default_factory=list)
-
-    def add(self, start: int, full: Pictures, quantized: Pictures) -> None:
-        mse = image.mean_squared_error(full, quantized)
-        self.mse.append(mse)
-        self.ssim.append(image.ssim(full, quantized))
-        pairs = [_Pair(start + i, float(mse[i]), full[i], quantized[i]) for i in range(len(full))]
-        self.first += pairs[: max(0, self.keep_first - start)]
-        changed = [pair for pair in pairs if pair.mse > 0]
-        self.worst = sorted(self.worst + changed, key=lambda pair: (-pair.mse, pair.index))[: self.keep_worst]
 
 
 @dataclass
@@ -97,43 +60,45 @@ def evaluate(
     Raises:
         BadValue: NaN or infinite pictures or latents, shapes that differ, or a request that makes no sense.
     """
-    _check_request(labels, seeds, batch_size, images)
+    check_request(labels, seeds, batch_size, images)
     n = len(labels)
-    floor = min(n, NOISE_FLOOR_PICTURES) if noise_floor else 0
+    floor = min(n, FLOOR_PICTURES) if noise_floor else 0
     counter = _Counter(2 * n + 2 * floor, progress)
-    worst = min(WORST_PICTURES, images // 3)
-    pairs, meter = _Pairs(max(images, floor), worst), DriftMeter()
-    table = FeatureTable(features)
+    meter = DriftMeter()
+    judge = Judge([] if features is None else [view_of(features)], real, show=images, floor=floor)
     for batch in _batches(n, batch_size):
         x = _draw(full, labels[batch], seeds[batch], "full-precision", meter.full_precision)
         counter.add(len(x), "full precision")
         y = _draw(quantized, labels[batch], seeds[batch], "quantized", meter.quantized)
         counter.add(len(y), "quantized")
         meter.end_batch()
-        pairs.add(batch.start, x, y)
-        table.add(x, y)
-    return {
-        "n": n,
-        "seeds": [int(seed) for seed in seeds],
-        "psnr_db": _summarize_psnr(np.concatenate(pairs.mse)),
-        "ssim": _summarize(np.concatenate(pairs.ssim)),
-        "fd": measure_frechet(table, real),
-        "class_accuracy": measure_accuracy(table, labels, real),
-        "noise_floor": _noise_floor(
-            full, labels, seeds, batch_size=batch_size, drawn=pairs.first[:floor], counter=counter
-        ),
-        "drift": meter.result(),
-        "images": _show(pairs, images, labels, seeds),
-    }
+        judge.add(range(batch.start, batch.stop), labels[batch], seeds[batch], x, y)
+    batches = floor_batches(n, floor, batch_size)
+    for batch in batches:
+        again = _draw(full, labels[batch], seeds[batch], "full-precision")
+        counter.add(len(again), "noise floor")
+        other = _draw(full, labels[batch], other_seeds(seeds)[batch], "full-precision")
+        counter.add(len(other), "other seeds")
+        judge.add_floor(range(batch.start, batch.stop), again, other)
+    results = judge.results()
+    if results["noise_floor"] is not None:
+        results["noise_floor"]["batch_sizes"] = [min(batch_size, n), batches[0].stop]
+    return {**results, "drift": meter.result()}
 
 
-def _check_request(labels: Sequence[Label], seeds: Sequence[int], batch_size: int, images: int) -> None:
+def check_request(labels: Sequence[Label], seeds: Sequence[int], batch_size: int, images: int) -> None:
+    """Refuse a request that makes no sense, before any picture is drawn."""
     if len(labels) != len(seeds):
         raise BadValue(f"{len(labels)} labels and {len(seeds)} seeds were given: each picture needs one of both.")
     if len(labels) < 2:
         raise BadValue(f"an evaluation needs at least 2 pictures, got {len(labels)}.")
     if batch_size < 1 or images < 0:
         raise BadValue(f"batch_size must be at least 1 and images at least 0, got {batch_size} and {images}.")
+
+
+def other_seeds(seeds: Sequence[int]) -> list[int]:
+    """As many seeds, none of them among these."""
+    return [max(seeds) + 1 + i for i in range(len(seeds))]
 
 
 def _batches(n: int, batch_size: int) -> Iterator[slice]:
@@ -146,77 +111,4 @@ def _draw(
 ) -> Pictures:
     pictures = sampler(labels, seeds, on_step)
     image.check_pictures(pictures, len(labels), whose)
-    return pictures
-
-
-def _summarize(values: Float64) -> dict[str, Any]:
-    return {"mean": float(values.mean()), "ci95": list(bootstrap_mean_interval(values))}
-
-
-def _summarize_psnr(mse: Float64) -> dict[str, Any]:
-    values = image.psnr(mse)
-    return {
-        **_summarize(values),
-        "pooled": float(image.psnr(mse.mean())),
-        "median": float(np.median(values)),
-        "worst": float(values.min()),
-        "identical": int(np.sum(mse == 0)),
-        "per_image": [round(float(value), 3) for value in values],
-    }
-
-
-def _noise_floor(
-    full: Sampler,
-    labels: Sequence[Label],
-    seeds: Sequence[int],
-    *,
-    batch_size: int,
-    drawn: Sequence[_Pair],
-    counter: _Counter,
-) -> dict[str, Any] | None:
-    """Full precision against itself: the same seeds in batches of another size, and the same labels, other seeds."""
-    if not drawn:
-        return None
-    n = len(drawn)
-    used = min(batch_size, n)
-    other_size = used // 2 if used > 1 else 2
-    other_seeds = [max(seeds) + 1 + i for i in range(n)]
-    rerun, other = [], []
-    for batch in _batches(n, other_size):
-        x = np.stack([pair.full for pair in drawn[batch]])
-        again = _draw(full, labels[batch], seeds[batch], "full-precision")
-        rerun.append(image.mean_squared_error(x, again))
-        counter.add(len(x), "noise floor")
-        different = _draw(full, labels[batch], other_seeds[batch], "full-precision")
-        other.append(image.mean_squared_error(x, different))
-        counter.add(len(x), "other seeds")
-    return {
-        "psnr_db": float(image.psnr(np.concatenate(rerun)).mean()),
-        "identical": int(np.sum(np.concatenate(rerun) == 0)),
-        "other_seeds_psnr_db": float(image.psnr(np.concatenate(other)).mean()),
-        "n": n,
-        "batch_sizes": [used, other_size],
-    }
-
-
-def _plain(label: Label) -> Label:
-    """Label as JSON can hold it: numpy's integers cannot be dumped."""
-    return label if isinstance(label, str) else int(label)
-
-
-def _show(pairs: _Pairs, count: int, labels: Sequence[Label], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """The worst pairs and as many of the first as fill `count`, in the order they were drawn."""
-    worst = {pair.index for pair in pairs.worst}
-    first = [pair for pair in pairs.first if pair.index not in worst][: max(0, count - len(worst))]
-    return [
-        {
-            "index": pair.index,
-            "seed": int(seeds[pair.index]),
-            "label": _plain(labels[pair.index]),
-            "full_precision": image.png_data_uri(pair.full),
-            "quantized": image.png_data_uri(pair.quantized),
-            "psnr_db": float(image.psnr(np.asarray(pair.mse, dtype=np.float64))),
-            "worst": pair.index in worst,
-        }
-        for pair in sorted([*first, *pairs.worst], key=lambda pair: pair.index)
-    ]
+    return np.asarray(pictures)

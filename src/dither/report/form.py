@@ -1,27 +1,37 @@
-"""How values look on the page: escaped text, bytes, decibels, intervals, and HTML tables."""
+"""How values look on the page: bytes, decibels, intervals, signed differences, each as plain text that Jinja escapes."""
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["DASH", "Cell", "byte_size", "decimals", "escape", "interval", "percent", "table"]
+__all__ = ["DASH", "Cell", "byte_size", "decimals", "interval", "percent", "signed", "significant", "sized"]
 
 DASH = "–"
-
-
-def escape(value: str) -> str:
-    """Escape text for HTML content and for quoted attributes."""
-    return html.escape(value, quote=True)
+MINUS = "−"
 
 
 def decimals(value: float | None, digits: int) -> str:
     """Format with fixed decimals, or a dash."""
-    return DASH if value is None else f"{value:.{digits}f}"
+    return DASH if value is None else f"{value:.{digits}f}".replace("-", MINUS)
+
+
+def significant(value: float | None, digits: int = 3) -> str:
+    """Format with significant digits and no exponent where that stays short, or a dash."""
+    if value is None:
+        return DASH
+    plain = f"{value:.{digits}g}"
+    if "e" in plain and 1e-4 <= abs(value) < 1e7:
+        plain = f"{value:.0f}"
+    return plain.replace("-", MINUS)
+
+
+def signed(value: float | None, digits: int = 2) -> str:
+    """Format a difference with its sign, or a dash."""
+    return DASH if value is None else f"{value:+.{digits}g}".replace("-", MINUS)
 
 
 def percent(value: float | None, digits: int = 1) -> str:
     """Format a share as percent, or a dash."""
-    return DASH if value is None else f"{100 * value:.{digits}f} %"
+    return DASH if value is None else f"{100 * value:.{digits}f} %".replace("-", MINUS)
 
 
 def byte_size(count: float | None) -> str:
@@ -34,50 +44,35 @@ def byte_size(count: float | None) -> str:
     return f"{count:.0f} B"
 
 
-def interval(bounds: Sequence[float], digits: int) -> str:
+def sized(value: float | None, digits: int | None) -> str:
+    """Format with `digits` decimals, or with three significant digits when `digits` is None."""
+    return significant(value) if digits is None else decimals(value, digits)
+
+
+def interval(bounds: Sequence[float] | None, digits: int | None) -> str:
     """Format a 95% interval as `33.9 to 34.6`; empty text when there is none."""
-    return f"{bounds[0]:.{digits}f} to {bounds[1]:.{digits}f}" if len(bounds) == 2 else ""
+    return f"{sized(bounds[0], digits)} to {sized(bounds[1], digits)}" if bounds and len(bounds) == 2 else ""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A table cell: HTML that is already escaped, and the number or text that it sorts by."""
+    """A table cell: what it shows, a small note under it, the number or text it sorts by, CSS classes, and a mark.
 
-    html: str
+    The mark is a word such as `best` or `undecided`, shown as a label that is also a CSS class.
+    """
+
+    shown: str
+    note: str = ""
     sort: float | str | None = None
-    numeric: bool = False
+    kind: str = ""
+    mark: str = ""
 
     @staticmethod
-    def of_text(value: str | None) -> "Cell":
+    def of_text(value: str | None, note: str = "") -> "Cell":
         """Cell of plain text; a dash for None."""
-        return Cell(escape(value) if value else DASH, value or "")
+        return Cell(value or DASH, note, value)
 
     @staticmethod
-    def of_number(value: float | None, shown: str, note: str = "") -> "Cell":
-        """Right-aligned cell that sorts by `value`, with an optional small note under it."""
-        small = f"<small>{escape(note)}</small>" if note else ""
-        return Cell(escape(shown) + small, value, numeric=True)
-
-    def render(self, tag: str = "td") -> str:
-        """Write the cell as HTML."""
-        sort = "" if self.sort is None else f' data-sort="{escape(str(self.sort))}"'
-        kind = ' class="num"' if self.numeric else ""
-        scope = ' scope="row"' if tag == "th" else ""
-        return f"<{tag}{scope}{kind}{sort}>{self.html}</{tag}>"
-
-
-def table(
-    heads: Sequence[tuple[str, bool]], rows: Sequence[tuple[str, Sequence[Cell]]], caption: str, *, sortable: bool
-) -> str:
-    """Write a table: `heads` are (title, is numeric), `rows` are (class, cells); the first cell heads its row."""
-    kind = ' class="sortable"' if sortable else ""
-    head = "".join(f'<th scope="col"{" class=num" if numeric else ""}>{escape(title)}</th>' for title, numeric in heads)
-    body = "".join(
-        f'<tr class="{escape(name)}">{cells[0].render("th")}{"".join(cell.render() for cell in cells[1:])}</tr>'
-        for name, cells in rows
-    )
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table{kind}>'
-        f"<caption>{escape(caption)}</caption>"
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+    def of_number(value: float | None, shown: str, note: str = "", mark: str = "") -> "Cell":
+        """Right-aligned cell that sorts by `value`."""
+        return Cell(shown, note, value, "num", mark)

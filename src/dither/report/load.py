@@ -1,7 +1,8 @@
 """Read results files, and read values out of results that may be partial, older, or hostile.
 
-A file counts as a result when it says `kind: "eval"` and a schema known here. Beyond that every value is optional:
-the accessors return None for what is missing *or* of the wrong type, and a section with nothing to show says so.
+A file counts as a result when it says `kind: "eval"` (or `"compare"`: several of them, and how they rank) and a schema
+known here. Beyond that every value is optional: the accessors return None for what is missing *or* of the wrong type,
+and a section with nothing to show says so or is left out.
 """
 
 import json
@@ -12,9 +13,25 @@ from typing import Any, TypeAlias
 
 from dither.errors import BadCheckpoint
 
-__all__ = ["SCHEMA", "Results", "check_results", "items", "load", "lookup", "number", "numbers", "text"]
+__all__ = [
+    "SCHEMAS",
+    "Results",
+    "bounds",
+    "check_results",
+    "gaps",
+    "items",
+    "load",
+    "lookup",
+    "matrix",
+    "number",
+    "numbers",
+    "records",
+    "text",
+    "texts",
+]
 
-SCHEMA = 1
+SCHEMAS = (1, 2)
+KINDS = ("eval", "compare")
 Results: TypeAlias = Mapping[str, Any]
 
 
@@ -31,11 +48,20 @@ def load(path: str | Path) -> dict[str, Any]:
 
 
 def check_results(content: object, name: str) -> None:
-    """Raise BadCheckpoint naming `name` unless `content` is an evaluation result of a known schema."""
-    if not isinstance(content, Mapping) or content.get("kind") != "eval":
-        raise BadCheckpoint(f"{name} is not a dither evaluation result: it does not say kind 'eval'.")
-    if content.get("schema") != SCHEMA:
-        raise BadCheckpoint(f"{name} has schema {content.get('schema')!r}; this version reads schema {SCHEMA}.")
+    """Raise BadCheckpoint naming `name` unless `content` is an evaluation or a comparison of a known schema."""
+    if not isinstance(content, Mapping) or content.get("kind") not in KINDS:
+        raise BadCheckpoint(f"{name} is not a dither evaluation result: it does not say kind 'eval' or 'compare'.")
+    if content.get("schema") not in SCHEMAS:
+        known = " and ".join(str(schema) for schema in SCHEMAS)
+        raise BadCheckpoint(f"{name} has schema {content.get('schema')!r}; this version reads schemas {known}.")
+    if content["kind"] == "compare":
+        inner = content.get("results")
+        if not isinstance(inner, list) or not inner:
+            raise BadCheckpoint(f"{name} is a comparison of nothing: it holds no results.")
+        for index, result in enumerate(inner):
+            if not isinstance(result, Mapping) or result.get("kind") != "eval":
+                raise BadCheckpoint(f"result {index + 1} in {name} is not an evaluation.")
+            check_results(result, f"result {index + 1} in {name}")
 
 
 def lookup(results: object, path: str) -> Any:
@@ -59,6 +85,31 @@ def numbers(results: object, path: str) -> list[float]:
     return found if len(found) == len(entries) else []
 
 
+def bounds(results: object, path: str) -> tuple[float, float] | None:
+    """Return the interval `[low, high]` at a dotted path, or None."""
+    found = numbers(results, path)
+    return (min(found), max(found)) if len(found) == 2 else None
+
+
+def gaps(results: object, path: str) -> list[float | None]:
+    """Return the list at a dotted path with None where an entry is no finite number; empty when there is no list."""
+    value = lookup(results, path)
+    return [_finite(entry) for entry in value] if isinstance(value, list | tuple) else []
+
+
+def matrix(results: object, path: str, rows: int, columns: int) -> list[list[float | None]]:
+    """Return the nested list at a dotted path when it has this shape, gaps as None; else an empty list."""
+    value = lookup(results, path)
+    found = [gaps({"row": row}, "row") for row in value] if isinstance(value, list | tuple) else []
+    return found if len(found) == rows and all(len(row) == columns for row in found) else []
+
+
+def records(results: object, path: str) -> list[Mapping[str, Any]]:
+    """Return the mappings in the list at a dotted path, without anything else in it."""
+    value = lookup(results, path)
+    return [entry for entry in value if isinstance(entry, Mapping)] if isinstance(value, list | tuple) else []
+
+
 def text(results: object, path: str) -> str | None:
     """Return the text or number at a dotted path as text, or None."""
     value = lookup(results, path)
@@ -66,6 +117,12 @@ def text(results: object, path: str) -> str | None:
         return value or None
     finite = _finite(value)
     return None if finite is None else f"{finite:.10g}"
+
+
+def texts(results: object, path: str) -> list[str]:
+    """Return the list at a dotted path with every entry as text; an empty list when there is none."""
+    value = lookup(results, path)
+    return [str(entry) for entry in value] if isinstance(value, list | tuple) else []
 
 
 def items(results: object, path: str) -> list[tuple[str, Any]]:

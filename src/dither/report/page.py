@@ -1,7 +1,8 @@
 """Put the sections together into one file that loads nothing, and proves it.
 
 The page's content policy is `default-src 'none'` with pictures from `data:` only, and style and script by the hash
-of what is inlined here: a browser refuses anything else, whatever a results file may contain.
+of what is inlined here: a browser refuses anything else, whatever a results file may contain. Templates escape every
+value by themselves; only this library's own style, script and JSON data are put in as they are.
 """
 
 import base64
@@ -9,46 +10,50 @@ import contextlib
 import hashlib
 import json
 import os
-import string
 from collections.abc import Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dither.errors import BadCheckpoint
-from dither.report import sections
-from dither.report.charts import drift_chart, psnr_chart
-from dither.report.compare import comparison, result_name
-from dither.report.form import escape
+from dither.report import bits, curves, dots, doubts, pareto, sections, tables, verdict
+from dither.report.axes import COLOURS, DASHES, SHAPES
+from dither.report.entries import Book, Entry, open_book
 from dither.report.load import Results, check_results, load, text
 
 __all__ = ["render", "write"]
 
+STYLES = ("base.css", "pictures.css", "tables.css", "charts.css", "print.css")
+SCRIPTS = ("core.js", "comparer.js", "tables.js", "charts.js", "heatmap.js", "ranges.js", "sheet.js", "start.js")
+
 
 def render(results: Sequence[Results]) -> str:
-    """Write one page for one or more evaluation results, as `dither eval --json` saves them.
+    """Write one page for one or more results, as `dither eval --json` and `dither compare --json` save them.
 
     Raises:
-        BadCheckpoint: no result was given, or one of them is not an evaluation result.
+        BadCheckpoint: no result was given, or one of them is neither an evaluation nor a comparison.
     """
     if not results:
         raise BadCheckpoint("a report needs at least one result.")
     for index, result in enumerate(results):
         check_results(result, f"result {index + 1}")
-    style, script = _package_file("page.css"), _package_file("page.js")
-    data = [sections.heatmap_data(result) for result in results]
-    return string.Template(_package_file("page.html")).substitute(
-        title=escape(_title(results)),
+    book = open_book(results)
+    style = "\n".join(_static(name) for name in STYLES)
+    script = '"use strict";\n(() => {\n' + "\n".join(_static(name) for name in SCRIPTS) + "})();\n"
+    data = [{"heatmap": sections.heatmap(e.result), "ranges": sections.ranges(e.result)} for e in book.entries]
+    return _environment().get_template("page.html").render(
+        title=_title(book),
         style=style,
         script=script,
         style_hash=_digest(style),
         script_hash=_digest(script),
-        overview=_overview(results),
-        articles="".join(
-            _article(result, index, comparison([result]) if len(results) == 1 else "")
-            for index, result in enumerate(results)
-        ),
-        data=json.dumps(data).replace("<", "\\u003c"),
-    )
+        data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
+        overview=_overview(book) if len(book.entries) > 1 else None,
+        articles=[_article(book, entry) for entry in book.entries],
+    )  # fmt: skip
 
 
 def write(results_paths: Sequence[str | Path], out_html: str | Path) -> None:
@@ -70,49 +75,67 @@ def write(results_paths: Sequence[str | Path], out_html: str | Path) -> None:
             partial.unlink(missing_ok=True)
 
 
-def _article(result: Results, index: int, size_and_quality: str) -> str:
-    """All sections of one result; a section with nothing to show is left out."""
-    parts = [
-        ("Pictures", "same seeds, full precision beside quantized", sections.pictures(result)),
-        ("Size and quality", "", size_and_quality),
-        ("How close is every picture", "", psnr_chart(result)),
-        ("Layers over timesteps", "where the error comes from", sections.heatmap(result)),
-        ("Drift", "how far the latents stray from full precision, step by step", drift_chart(result)),
-        ("The plan", "what was done to each layer", sections.plan(result)),
-        ("How to reproduce", "", sections.reproduce(result)),
-    ]
-    body = "".join(
-        f"<section><h2>{title}{f' <small>{about}</small>' if about else ''}</h2>{content}</section>"
-        for title, about, content in parts
-        if content
+def _article(book: Book, entry: Entry) -> dict[str, Any]:
+    """All that the templates show of one result; what is empty they leave out."""
+    result, alone = entry.result, len(book.entries) == 1
+    return {
+        "index": entry.index,
+        "title": " · ".join(part for part in (text(result, "model"), entry.name) if part),
+        "name": entry.name,
+        "verdict": verdict.verdict(result),
+        "cautions": verdict.cautions(entry),
+        "cards": verdict.cards(result),
+        "pictures": sections.pictures(result),
+        "comparison": tables.comparison(book) if alone else None,
+        "strips": dots.psnr_strips(result),
+        "guards": doubts.guards(result),
+        "curves": curves.step_charts([entry]),
+        "amplification": verdict.amplification(result),
+        "heatmap": sections.heatmap(result) is not None,
+        "bits": bits.bits_charts(result),
+        "ranges": sections.ranges(result) is not None,
+        "plan": sections.plan(result),
+        "reproduction": sections.reproduction(result),
+    }
+
+
+def _overview(book: Book) -> dict[str, Any]:
+    """All that the templates show of several results together."""
+    charts = pareto.pareto_charts(book)
+    return {
+        "count": len(book.entries),
+        "front": verdict.front_sentence(book),
+        "cautions": verdict.shared_cautions(book),
+        "pareto": charts,
+        "comparison": tables.comparison(book),
+        "matrices": doubts.matrices(book),
+        "curves": curves.step_charts(book.entries),
+        "pictures": sum(bool(sections.pictures(entry.result)) for entry in book.entries) > 1,
+    }
+
+
+@cache
+def _environment() -> Environment:
+    """Templates compiled once; what they are given decides the page."""
+    environment = Environment(
+        loader=PackageLoader("dither.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    head = f"<h1>{escape(_name(result))}</h1>{sections.verdict(result)}{sections.cards(result)}"
-    return f'<article data-result="{index}">{head}{body}</article>'
+    environment.globals.update(shapes=SHAPES, colours=COLOURS, dashes=DASHES)
+    return environment
 
 
-def _overview(results: Sequence[Results]) -> str:
-    """For several results: the table of all, and buttons that choose the one whose sections are shown."""
-    if len(results) < 2:
-        return ""
-    buttons = "".join(
-        f'<button type="button" data-result="{index}" aria-pressed="{"true" if index == 0 else "false"}">'
-        f"{escape(result_name(result))}</button>"
-        for index, result in enumerate(results)
-    )
-    tabs = f'<nav class="tabs" aria-label="choose a result">{buttons}</nav>'
-    return f"<h1>{len(results)} results</h1><section>{comparison(results)}</section>{tabs}"
+def _title(book: Book) -> str:
+    if len(book.entries) > 1:
+        return f"{len(book.entries)} results"
+    return " · ".join(part for part in (text(book.entries[0].result, "model"), book.entries[0].name) if part)
 
 
-def _name(result: Results) -> str:
-    return " · ".join(part for part in (text(result, "model"), result_name(result)) if part)
-
-
-def _title(results: Sequence[Results]) -> str:
-    return _name(results[0]) if len(results) == 1 else f"{len(results)} results"
-
-
-def _package_file(name: str) -> str:
-    return resources.files("dither.report").joinpath(name).read_text(encoding="utf-8")
+def _static(name: str) -> str:
+    return resources.files("dither.report").joinpath("static").joinpath(name).read_text(encoding="utf-8")
 
 
 def _digest(content: str) -> str:

@@ -1,0 +1,115 @@
+"""Tables about measuring: what finds a known order, whether intervals hold, what errors on the way foretell."""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from benchmarks.markdown import Result, interval, percent, result, table, with_error
+
+__all__ = ["TABLES"]
+
+MEASURES = {
+    "fd_paired": "FD to full precision, same seeds",
+    "psnr": "PSNR, same seeds",
+    "ssim": "SSIM, same seeds",
+    "fd_to_real": "FD to real pictures",
+    "fd_unpaired": "FD to full precision, other seeds",
+}
+PAIRS_AT = 256
+
+
+def ranking() -> str:
+    """How often each measure puts all widths in the right order."""
+    data = result("ranking")
+    lines = []
+    for model in data["models"]:
+        for at in range(len(model["found"]["psnr"])):
+            found = {name: model["found"][name][at] for name in MEASURES}
+            lines.append(
+                [f"`{model['model']}`", str(found["psnr"]["n"]), *(order_cell(found[name]) for name in MEASURES)]
+            )
+    return table(["model", "n", *MEASURES.values()], lines) + (
+        f"\nShare of {data['subsets']} random subsets of n pictures that rank {widths(data)} rightly [95 % interval]; of the "
+        f"disjoint subsets; Kendall's tau to the right order, mean. {population(data)}\n"
+    )
+
+
+def order_cell(found: Mapping[str, Any]) -> str:
+    """Share, interval, disjoint subsets, tau."""
+    order = found["order"]
+    low, high = order["ci95"]
+    right, of = order["disjoint"]
+    return (
+        f"{percent(order['share'])} [{100 * low:.0f}, {100 * high:.0f}]; {right} of {of}; "
+        f"{found['kendall_tau']['mean']:.2f}"
+    )
+
+
+def ranking_pairs() -> str:
+    """Every width beside the next worse one, at one n."""
+    data = result("ranking")
+    order, lines = data["order"], []
+    at = max(found["n"] for found in data["models"][0]["found"]["psnr"] if found["n"] <= PAIRS_AT)
+    for model in data["models"]:
+        found = {name: next(f for f in model["found"][name] if f["n"] == at) for name in MEASURES}
+        for i, (better, worse) in enumerate(pairwise(order)):
+            cells = [pair_cell(found[name]["pairs"][i]) for name in MEASURES]
+            lines.append([f"`{model['model']}`", f"{better.upper()} before {worse.upper()}", *cells])
+    return table(["model", "pair", *MEASURES.values()], lines) + (
+        f"\nShare of subsets of {at} pictures that rank the pair rightly; separation: the mean difference in "
+        f"standard deviations of an evaluation of {at} pictures [95 % interval]. Below 0 the worse width looks better "
+        "on average. "
+        f"{population(data)}\n"
+    )
+
+
+def pair_cell(pair: Mapping[str, Any]) -> str:
+    """Share and separation."""
+    apart = pair["separation"]
+    return f"{percent(pair['share'])}; {apart['mean']:.1f} {interval(apart['ci95'], 1)}"
+
+
+def ranking_values() -> str:
+    """What each measure says with all pictures."""
+    data = result("ranking")
+    lines = []
+    for model in data["models"]:
+        for row in model["rows"]:
+            cells = [same_seeds(row), with_error(row["fd_to_real"]), f"{row['accuracy']:.3f}"]
+            lines.append(
+                [f"`{model['model']}`", row["bits"].upper() if "psnr" in row else row["bits"], *cells[0], *cells[1:]]
+            )
+    header = ["model", "bits", "PSNR, dB", "SSIM", "FD to full precision", "FD to real pictures", "class accuracy"]
+    return table(header, lines) + f"\nMeans [95 % interval]; distances ± standard error. {population(data)}\n"
+
+
+def same_seeds(row: Mapping[str, Any]) -> Sequence[str]:
+    """What is measured to full precision; full precision itself has none of it."""
+    if "psnr" not in row:
+        return ["", "", ""]
+    psnr, ssim = row["psnr"], row["ssim"]
+    return [
+        f"{psnr['mean']:.1f} {interval(psnr['ci95'], 1)}",
+        f"{ssim['mean']:.3f} {interval(ssim['ci95'], 3)}",
+        with_error(row["fd_paired"]),
+    ]
+
+
+def widths(data: Result) -> str:
+    """``W8, W6, W5``."""
+    return ", ".join(bits.upper() for bits in data["order"])
+
+
+def population(data: Result) -> str:
+    """What the numbers are of."""
+    return (
+        f"{data['n']} pictures a row, {data['steps']} steps, guidance {data['guidance']}; {data['recipe']}. "
+        f"Features: {data['features']}."
+    )
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "ranking": ranking,
+    "ranking-pairs": ranking_pairs,
+    "ranking-values": ranking_values,
+}

@@ -1,0 +1,113 @@
+"""One row, the way a user goes: quantize, save, load, evaluate. Whatever goes wrong in it becomes the row's result.
+
+Results of finished rows, and the checkpoint of an unfinished one, are kept in a folder under what determines them, so that
+an interrupted run goes on. A failed row is tried again by the next run.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import dither
+from benchmarks.common import write_result
+from benchmarks.quality.plan import Asked
+from dither.inspection import stored_dtype
+from dither.measure import Asked as Compared
+from dither.measure import Running, compare
+from dither.quantization import Calibration, resolve_recipe
+from dither.recipes import recipe_to
+from dither.sources import open_source
+
+__all__ = ["Pictures", "full_precision", "measure", "numbers"]
+
+Evaluate = Callable[[Path, Asked, "Pictures", Path], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What is drawn for every row; arguments of ``dither eval``."""
+
+    n: int = 128
+    seed: int = 0
+    steps: int = 25
+    guidance: float = 1.5
+    batch_size: int = 64
+
+
+def evaluated(checkpoint: Path, asked: Asked, pictures: Pictures, work: Path) -> dict[str, Any]:
+    """``dither eval``: the one place where a row is measured. Full precision is drawn once for all rows of a model."""
+    what = Compared(**asdict(pictures), trajectory=0, images=0, speed=False)
+    found: dict[str, Any] = compare([checkpoint], asked.model, what, Running(store=work / "shards"))["results"][0]
+    return found
+
+
+def measure(asked: Asked, pictures: Pictures, work: Path, evaluate: Evaluate = evaluated) -> dict[str, Any]:
+    """Contents of ``eval.json`` of a row, from the folder where it is there, or ``{"failed": sentence}``."""
+    try:
+        folder = work / digest(asked, pictures)
+        kept = folder / "eval.json"
+        if not kept.is_file():
+            write_result(kept, evaluate(packed(asked, pictures.seed, folder / "packed"), asked, pictures, work))
+            shutil.rmtree(folder / "packed")
+        found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+    except Exception as e:  # one row must not end a run of hours; its reader learns what became of it
+        return {"failed": f"{type(e).__name__}: {e}"}
+    return found
+
+
+def digest(asked: Asked, pictures: Pictures) -> str:
+    """What determines a row: weights, recipe as it is, calibration, pictures, version."""
+    recipe = recipe_to(resolve_recipe(asked.recipe, asked.bits, asked.settings))
+    what = [asked.model, recipe, asdict(Calibration()), asdict(pictures), dither.__version__]
+    found = hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=16)
+    for file in open_source(asked.model).weight_files:
+        found.update(file.read_bytes())
+    return found.hexdigest()
+
+
+def packed(asked: Asked, seed: int, target: Path) -> Path:
+    """``dither quantize``, unless an interrupted run did it."""
+    if not target.is_dir():
+        full = open_source(asked.model)
+        storage = stored_dtype(full.weight_files)
+        dither.quantize(full.pipeline, asked.recipe, asked.bits, settings=asked.settings, seed=seed, storage=storage)
+        dither.save(full.pipeline, target, storage=storage)
+    return target
+
+
+def numbers(asked: Asked, found: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row of the committed result holds: no picture, no seeds, no layers one by one."""
+    head = {**asdict(asked), "settings": list(asked.settings)}
+    if "failed" in found:
+        return {**head, "failed": found["failed"]}
+    fd, psnr, accuracy = found["fd"], found["psnr_db"], found["class_accuracy"]
+    return {
+        **head,
+        "n": found["n"],
+        "psnr_db": {key: psnr[key] for key in ("mean", "ci95", "worst")},
+        "ssim": found["ssim"]["mean"],
+        "fd": {key: fd.get(key) for key in ("to_full_precision", "to_full_precision_se", "ci95", "to_real")},
+        "class_accuracy": None if accuracy is None else accuracy["quantized"],
+        "size": found["size"],
+        "layers": {key: found["layers"][key] for key in ("quantized", "total", "simulated")},
+        "kernels": found["kernels"],
+    }
+
+
+def full_precision(model: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The control row: full precision against itself and against real pictures, from any evaluation of the model."""
+    fd, floor, accuracy = found["fd"], found["noise_floor"], found["class_accuracy"]
+    return {
+        "model": model,
+        "recipe": "full precision",
+        "bits": "",
+        "switch": "",
+        "psnr_db": {"other_batch_size": floor["psnr_db"], "other_seeds": floor["other_seeds_psnr_db"]},
+        "noise_floor_pictures": floor["n"],
+        "fd": {"noise_floor": fd["noise_floor"], "to_real": fd["full_precision_to_real"]},
+        "class_accuracy": None if accuracy is None else accuracy["full_precision"],
+    }
