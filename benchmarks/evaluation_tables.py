@@ -108,6 +108,60 @@ def population(data: Result) -> str:
     )
 
 
+def coverage() -> str:
+    """How often 95 % intervals hold the truth, by kind of interval, case and number of pictures."""
+    data = result("coverage")
+    rows = data["rows"]
+    sizes = sorted({row["n"] for row in rows})
+    lines = []
+    for what, case in dict.fromkeys((row["what"], row["case"]) for row in rows):
+        mine = {row["n"]: row for row in rows if (row["what"], row["case"]) == (what, case)}
+        lines.append([what, case, *(coverage_cell(mine.get(n)) for n in sizes)])
+    low, high = data["right"]
+    return table(["interval of", "case", *(f"n = {n}" for n in sizes)], lines) + (
+        f"\nShare of simulated evaluations whose {100 * data['level']:.0f} % interval holds the truth [95 % interval of the "
+        f"share]. Aimed at: {100 * low:.0f} to {100 * high:.0f} %; what is outside says so. Refused: too few pictures for an "
+        "interval, and the result says that.\n"
+    )
+
+
+def coverage_cell(row: Mapping[str, Any] | None) -> str:
+    """Coverage and its own interval; nothing where it was not simulated."""
+    if row is None:
+        return ""
+    if row["coverage"] is None:
+        return "refused"
+    ends = interval([100 * row["low"], 100 * row["high"]], 1)
+    return f"{100 * row['coverage']:.1f} % {ends}{'' if row['right'] else ' (outside)'}"
+
+
+def trajectory() -> str:
+    """Do errors on a few pictures' way rank quantized models as whole evaluations do?"""
+    data = result("trajectory")
+    lines, fewest = data["correlations"], min(data["pictures_observed"])
+    mine = {(line["model"], line["metric"]): line for line in lines if line["pictures"] == fewest}
+    models = list(dict.fromkeys(model for model, _ in mine))
+    rows = []
+    for metric in dict.fromkeys(metric for _, metric in mine):
+        found = [mine[model, metric] for model in models]
+        cells = [correlation(line[whole]) for whole in ("psnr_db", "fd_to_full_precision") for line in found]
+        rows.append([metric.replace("_", " "), f"{100 * found[0]['cost']:.1f} %", *cells])
+    header = ["metric", "cost", *(f"`zoo:{model}`, {whole}" for whole in ("PSNR", "FD") for model in models)]
+    counts = ", ".join(
+        f"`zoo:{model}` {next(line['models'] for line in lines if line['model'] == model)}" for model in models
+    )
+    return table(header, rows) + (
+        f"\nSpearman's rank correlation of the metric on {fewest} pictures with PSNR and FD to full precision on {data['n']} "
+        f"pictures of other seeds [{data['interval']}]. Quantized models: {counts}. Cost: denoiser calls of the quantized "
+        f"model, of those that {data['n']} pictures take.\n"
+    )
+
+
+def correlation(found: Mapping[str, Any]) -> str:
+    """With its interval."""
+    return f"{found['spearman']:.2f} {interval(found['ci95'], 2)}"
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "ranking": ranking,
     "ranking-pairs": ranking_pairs,

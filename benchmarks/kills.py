@@ -1,6 +1,7 @@
 """Kill a resumable run at random moments, worker first, then driver, and see whether the resumed result is bit-identical.
 
-    python -m benchmarks.kills -- dither eval DIR --against MODEL --workers 2 --store {work}/store --json {work}/eval.json
+    python -m benchmarks.kills
+    python -m benchmarks.kills -- dither eval ... --executor processes --store {work}/store --json {work}/eval.json
 
 The command runs once undisturbed. Then it is started again and again in another folder: a random worker gets SIGKILL at a
 random moment, later the driver does, and its workers must vanish by themselves. When a run ends before it is killed, its
@@ -26,6 +27,7 @@ import psutil
 
 from benchmarks.common import RESULTS, environment, write_result
 
+MODEL = "zoo:digits"
 VANISH_S = 20.0
 """How long workers may take to notice that their driver is gone."""
 VOLATILE = ("commands", "command", "date", "seconds", "speed", "created", "executor", "memory")
@@ -170,23 +172,33 @@ def steady(results: Any) -> Any:
     return [steady(v) for v in results] if isinstance(results, list) else results
 
 
+def evaluation_of(small: Path) -> list[str]:
+    """Quantize a zoo model into ``small``, and give the command that evaluates it in many small batches."""
+    subprocess.run(["dither", "quantize", MODEL, "-o", str(small), "--recipe", "rtn", "--bits", "w4a8"], check=True)
+    asked = f"dither eval {small} --against {MODEL} -n 256 --batch-size 8 --trajectory 0 --no-speed"
+    return shlex.split(
+        f"{asked} --executor processes --workers 2 --threads 1 --store {{work}}/store --json {{work}}/eval.json"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS / "kills.json")
-    parser.add_argument(
-        "command", nargs="+", help="with {work} for a folder; it writes {work}/store and {work}/eval.json"
-    )
+    text = "with {work} for a folder; it writes {work}/store and {work}/eval.json; by default, of a small zoo model"
+    parser.add_argument("command", nargs="*", help=text)
     options = parser.parse_args()
-
-    def command(work: Path) -> list[str]:
-        return [word.replace("{work}", str(work)) for word in options.command]
 
     def result(work: Path) -> Any:
         return steady(json.loads((work / "eval.json").read_text(encoding="utf-8")))
 
     with TemporaryDirectory() as folder:
+        words = options.command or evaluation_of(Path(folder) / "small")
+
+        def command(work: Path) -> list[str]:
+            return [word.replace("{work}", str(work)) for word in words]
+
         whole = Path(folder) / "undisturbed"
         whole.mkdir()
         start = time.monotonic()

@@ -143,7 +143,7 @@ def analysed(model: str, chunks: Mapping[str, Sequence[Chunk]], subsets: int, se
     """What the result says of a model."""
     drawn = drawn_of(model, chunks)
     right = {name: (joined(parts, "classes") == drawn.labels).astype(np.float64) for name, parts in chunks.items()}
-    sizes = [n for n in SIZES if 2 * n <= len(drawn.labels)]
+    sizes = [n for n in SIZES if 2 * n <= len(drawn.labels)]  # other seeds need as many pictures again
     return {
         "model": f"zoo:{model}",
         "rows": everything(drawn, right),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import common, markdown, tables
+from benchmarks import common, evaluation_tables, markdown, tables
 
 
 @pytest.mark.parametrize("path", tables.documents(), ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -52,6 +52,30 @@ def test_a_failed_row_stays_in_the_table_and_is_never_the_best():
     assert "| failed: BadValue: a \\| b | **35.0" in line
     assert "| 4.30 | 2.50x |" in line
     assert quality_of(failed).startswith("| `zoo:digits` | W4A8 |  |  | failed")
+
+
+def test_a_coverage_outside_its_aim_says_so_and_a_refusal_is_no_number(monkeypatch):
+    cell = {"what": "mean PSNR", "case": "skewed", "coverage": 0.9, "low": 0.88, "high": 0.92, "right": False}
+    rows = [cell | {"n": 16}, cell | {"n": 64, "coverage": 0.95, "right": True}]
+    rows.append(cell | {"what": "FD", "n": 16, "coverage": None})
+    monkeypatch.setattr(evaluation_tables, "result", lambda name: {"level": 0.95, "right": [0.92, 0.98], "rows": rows})
+    lines = evaluation_tables.coverage().splitlines()
+    assert lines[2] == "| mean PSNR | skewed | 90.0 % [88.0, 92.0] (outside) | 95.0 % [88.0, 92.0] |"
+    assert lines[3] == "| FD | skewed | refused |  |"
+
+
+def test_correlations_are_those_of_the_fewest_pictures(monkeypatch):
+    def line(pictures, rho):
+        seen = {"spearman": rho, "ci95": [0.5, 1.0]}
+        asked = {"model": "digits", "metric": "drift_final", "pictures": pictures, "models": 20, "cost": 0.0625}
+        return asked | {"psnr_db": seen, "fd_to_full_precision": seen}
+
+    data = {"correlations": [line(8, 0.9), line(16, 0.7)], "pictures_observed": [8, 16], "n": 128, "interval": "95 %"}
+    monkeypatch.setattr(evaluation_tables, "result", lambda name: data)
+    lines = evaluation_tables.trajectory().splitlines()
+    assert lines[0] == "| metric | cost | `zoo:digits`, PSNR | `zoo:digits`, FD |"
+    assert lines[2] == "| drift final | 6.2 % | 0.90 [0.50, 1.00] | 0.90 [0.50, 1.00] |"
+    assert "on 8 pictures" in lines[4]
 
 
 def test_percentages_are_100_only_where_all_are_right():

