@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from benchmarks.common import RESULTS
 from benchmarks.markdown import Result, interval, percent, result, table, with_error
 
 __all__ = ["TABLES"]
@@ -23,19 +24,24 @@ def ranking() -> str:
     data = result("ranking")
     lines = []
     for model in data["models"]:
-        for at in range(len(model["found"]["psnr"])):
-            found = {name: model["found"][name][at] for name in MEASURES}
-            lines.append(
-                [f"`{model['model']}`", str(found["psnr"]["n"]), *(order_cell(found[name]) for name in MEASURES)]
-            )
+        for n in [found["n"] for found in model["found"]["psnr"]]:
+            cells = [order_cell(at(model, name, n)) for name in MEASURES]
+            lines.append([f"`{model['model']}`", str(n), *cells])
     return table(["model", "n", *MEASURES.values()], lines) + (
         f"\nShare of {data['subsets']} random subsets of n pictures that rank {widths(data)} rightly [95 % interval]; of the "
         f"disjoint subsets; Kendall's tau to the right order, mean. {population(data)}\n"
     )
 
 
-def order_cell(found: Mapping[str, Any]) -> str:
+def at(model: Mapping[str, Any], measure: str, n: int) -> Mapping[str, Any] | None:
+    """What subsets of n pictures found; None where there were too few pictures for that."""
+    return next((found for found in model["found"][measure] if found["n"] == n), None)
+
+
+def order_cell(found: Mapping[str, Any] | None) -> str:
     """Share, interval, disjoint subsets, tau."""
+    if found is None:
+        return ""
     order = found["order"]
     low, high = order["ci95"]
     right, of = order["disjoint"]
@@ -49,15 +55,15 @@ def ranking_pairs() -> str:
     """Every width beside the next worse one, at one n."""
     data = result("ranking")
     order, lines = data["order"], []
-    at = max(found["n"] for found in data["models"][0]["found"]["psnr"] if found["n"] <= PAIRS_AT)
+    n = max(found["n"] for found in data["models"][0]["found"]["psnr"] if found["n"] <= PAIRS_AT)
     for model in data["models"]:
-        found = {name: next(f for f in model["found"][name] if f["n"] == at) for name in MEASURES}
+        found = [at(model, name, n) for name in MEASURES]
         for i, (better, worse) in enumerate(pairwise(order)):
-            cells = [pair_cell(found[name]["pairs"][i]) for name in MEASURES]
+            cells = ["" if one is None else pair_cell(one["pairs"][i]) for one in found]
             lines.append([f"`{model['model']}`", f"{better.upper()} before {worse.upper()}", *cells])
     return table(["model", "pair", *MEASURES.values()], lines) + (
-        f"\nShare of subsets of {at} pictures that rank the pair rightly; separation: the mean difference in "
-        f"standard deviations of an evaluation of {at} pictures [95 % interval]. Below 0 the worse width looks better "
+        f"\nShare of subsets of {n} pictures that rank the pair rightly; separation: the mean difference in "
+        f"standard deviations of an evaluation of {n} pictures [95 % interval]. Below 0 the worse width looks better "
         "on average. "
         f"{population(data)}\n"
     )
@@ -138,32 +144,39 @@ def coverage_cell(row: Mapping[str, Any] | None) -> str:
 def trajectory() -> str:
     """Do errors on a few pictures' way rank quantized models as whole evaluations do?"""
     data = result("trajectory")
-    lines, fewest = data["correlations"], min(data["pictures_observed"])
-    mine = {(line["model"], line["metric"]): line for line in lines if line["pictures"] == fewest}
-    models = list(dict.fromkeys(model for model, _ in mine))
+    fewest = min(line["pictures"] for line in data["correlations"])
+    lines = [line for line in data["correlations"] if line["pictures"] == fewest]
+    groups = {(line["model"], line["among"]): line["models"] for line in lines}
+    found = {(line["model"], line["among"], line["metric"]): line for line in lines}
     rows = []
-    for metric in dict.fromkeys(metric for _, metric in mine):
-        found = [mine[model, metric] for model in models]
-        cells = [correlation(line[whole]) for whole in ("psnr_db", "fd_to_full_precision") for line in found]
-        rows.append([metric.replace("_", " "), f"{100 * found[0]['cost']:.1f} %", *cells])
-    header = ["metric", "cost", *(f"`zoo:{model}`, {whole}" for whole in ("PSNR", "FD") for model in models)]
-    counts = ", ".join(
-        f"`zoo:{model}` {next(line['models'] for line in lines if line['model'] == model)}" for model in models
-    )
+    for metric in dict.fromkeys(line["metric"] for line in lines):
+        cost = next(line["cost"] for line in lines if line["metric"] == metric)
+        rows.append(
+            [metric.replace("_", " "), f"{100 * cost:.1f} %", *(correlation(found[(*g, metric)]) for g in groups)]
+        )
+    header = ["metric", "cost", *(f"`zoo:{model}`, {among} ({count})" for (model, among), count in groups.items())]
     return table(header, rows) + (
-        f"\nSpearman's rank correlation of the metric on {fewest} pictures with PSNR and FD to full precision on {data['n']} "
-        f"pictures of other seeds [{data['interval']}]. Quantized models: {counts}. Cost: denoiser calls of the quantized "
-        f"model, of those that {data['n']} pictures take.\n"
+        f"\nSpearman's rank correlation of the metric on {fewest} pictures with PSNR, and with FD to full precision, on "
+        f"{data['n']} pictures of other seeds [{data['interval']}]. In brackets: how many quantized models, and of which "
+        f"widths. Cost: denoiser calls of the quantized model, of those that {data['n']} pictures take.\n"
     )
 
 
-def correlation(found: Mapping[str, Any]) -> str:
-    """With its interval."""
-    return f"{found['spearman']:.2f} {interval(found['ci95'], 2)}"
+def correlation(line: Mapping[str, Any]) -> str:
+    """With PSNR and with FD."""
+    found = [line["psnr_db"], line["fd_to_full_precision"]]
+    return "; ".join(f"{one['spearman']:.2f} {interval(one['ci95'], 2)}" for one in found)
+
+
+def if_committed(name: str, make: Callable[[], str]) -> str:
+    """The table, or a sentence where nobody has committed the result yet."""
+    return make() if (RESULTS / f"{name}.json").is_file() else "Not measured yet.\n"
 
 
 TABLES: Mapping[str, Callable[[], str]] = {
     "ranking": ranking,
     "ranking-pairs": ranking_pairs,
     "ranking-values": ranking_values,
+    "coverage": lambda: if_committed("coverage", coverage),
+    "trajectory": lambda: if_committed("trajectory", trajectory),
 }

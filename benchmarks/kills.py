@@ -28,7 +28,7 @@ import psutil
 from benchmarks.common import RESULTS, environment, write_result
 
 MODEL = "zoo:digits"
-VANISH_S = 20.0
+VANISH_S = 60.0
 """How long workers may take to notice that their driver is gone."""
 VOLATILE = ("commands", "command", "date", "seconds", "speed", "created", "executor", "memory")
 
@@ -175,7 +175,7 @@ def steady(results: Any) -> Any:
 def evaluation_of(small: Path) -> list[str]:
     """Quantize a zoo model into ``small``, and give the command that evaluates it in many small batches."""
     subprocess.run(["dither", "quantize", MODEL, "-o", str(small), "--recipe", "rtn", "--bits", "w4a8"], check=True)
-    asked = f"dither eval {small} --against {MODEL} -n 256 --batch-size 8 --trajectory 0 --no-speed"
+    asked = f"dither eval {small} --against {MODEL} -n 64 --batch-size 2 --steps 10 --noise-floor 8 --trajectory 0 --no-speed"
     return shlex.split(
         f"{asked} --executor processes --workers 2 --threads 1 --store {{work}}/store --json {{work}}/eval.json"
     )
@@ -185,6 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--longest", type=float, default=4.0, help="seconds from a sign of life to the latest kill")
     parser.add_argument("--out", type=Path, default=RESULTS / "kills.json")
     text = "with {work} for a folder; it writes {work}/store and {work}/eval.json; by default, of a small zoo model"
     parser.add_argument("command", nargs="*", help=text)
@@ -205,7 +206,7 @@ def main() -> None:
         wanted = Trial(command, result, 0).finish(whole)
         seconds = time.monotonic() - start
         print(f"{len(wanted[0])} files in {seconds:.1f} s undisturbed", file=sys.stderr)
-        found = Trial(command, result, seconds / 2).disturbed(Path(folder), options.rounds, options.seed, wanted)
+        found = Trial(command, result, options.longest).disturbed(Path(folder), options.rounds, options.seed, wanted)
     shown = shlex.join(["python", "-m", "benchmarks.kills", *sys.argv[1:]])
     write_result(options.out, {"files": len(wanted[0]), "seconds": round(seconds, 1), **found, **environment(shown, 0)})
     if found["identical"] < found["results"] or found["orphans"]:

@@ -143,14 +143,20 @@ def analysed(model: str, chunks: Mapping[str, Sequence[Chunk]], subsets: int, se
     """What the result says of a model."""
     drawn = drawn_of(model, chunks)
     right = {name: (joined(parts, "classes") == drawn.labels).astype(np.float64) for name, parts in chunks.items()}
-    sizes = [n for n in SIZES if 2 * n <= len(drawn.labels)]  # other seeds need as many pictures again
+    total = len(drawn.labels)
     return {
         "model": f"zoo:{model}",
         "rows": everything(drawn, right),
         "found": {
-            name: [find_order(drawn, measure, n, subsets, seed) for n in sizes] for name, measure in MEASURES.items()
+            name: [find_order(drawn, of, n, subsets, seed) for n in SIZES if n <= largest(name, total)]
+            for name, of in MEASURES.items()
         },
     }
+
+
+def largest(measure: str, total: int) -> int:
+    """Pictures of the largest subsets. Other seeds need as many again; subsets of more than 2/3 hardly differ."""
+    return total // 2 if measure == "fd_unpaired" else 2 * total // 3
 
 
 def main() -> None:

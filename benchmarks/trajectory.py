@@ -41,6 +41,7 @@ CHUNK = 8
 CHUNKS = {"digits": 2, "fashion": 1, "fashion-hard": 1}
 EVERY = 5
 CLOSE = "w4a8"
+FEWEST = 5
 RESAMPLES = 2000
 RECIPES = ("rtn", "rtn-clip", "smoothquant")
 EXTRA = {"digits": ("w5a8", "w3a8", "w8", "w4"), "fashion": (), "fashion-hard": ()}
@@ -96,13 +97,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "dither-trajectory")
     parser.add_argument("--reference", type=Path, default=RESULTS / "quality.json")
+    parser.add_argument("--finished", action="store_true", help="write what the folder holds and measure nothing")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "trajectory.json")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     known = json.loads(given.reference.read_text(encoding="utf-8"))
     if (known["n"], known["steps"], known["guidance"]) != (PICTURES, STEPS, GUIDANCE) or known["seed"] == given.seed:
         parser.error(f"{given.reference.name} was drawn otherwise, or with the seeds of the trajectories")
-    rows = {name: measure(name, known, given.seed, given.work) for name in given.models}
+    rows = {name: measure(name, known, given.seed, given.work, given.finished) for name in given.models}
     result = {
         "n": PICTURES,
         "pictures_observed": {name: [CHUNK * (i + 1) for i in range(CHUNKS[name])] for name in rows},
@@ -112,11 +114,16 @@ def main() -> None:
         "reference": {key: known[key] for key in ("command", "date", "device", "versions")},
         "interval": f"95 %, percentiles of {RESAMPLES} resamples of the models",
         "correlations": [
-            line for name in rows for among in ("", CLOSE) for line in correlations(name, rows[name], among)
+            line
+            for name in rows
+            if rows[name]
+            for among in ("", CLOSE)
+            for line in correlations(name, rows[name], among)
         ],
         "rows": [full_precision(name, known) for name in rows] + [row for name in rows for row in rows[name]],
     }
-    write_result(given.output, {**environment("python -m benchmarks.trajectory", given.threads), **result})
+    command = "python -m benchmarks.trajectory" + " --finished" * given.finished
+    write_result(given.output, {**environment(command, given.threads), **result})
 
 
 def full_precision(name: str, known: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,13 +136,15 @@ def named(row: Mapping[str, Any]) -> str:
     return str(row["model"]).removeprefix("zoo:")
 
 
-def measure(name: str, known: Mapping[str, Any], seed: int, work: Path) -> list[dict[str, Any]]:
+def measure(name: str, known: Mapping[str, Any], seed: int, work: Path, finished: bool) -> list[dict[str, Any]]:
     """A row for each quantized model: the whole evaluation and the metrics on few pictures."""
     full = open_source(f"zoo:{name}")
     sampler = Remembered(sampler_for(full.pipeline, STEPS, GUIDANCE, BATCH))
     rows = []
     for asked, whole in cases(name, known):
         kept = work / f"{digest(full, asked, seed)}.json"
+        if not kept.is_file() and finished:
+            continue
         if not kept.is_file():
             write_result(kept, observe(full, sampler, asked, None if whole else known["seed"], seed))
         found = json.loads(kept.read_text(encoding="utf-8"))
@@ -226,9 +235,10 @@ def correlations(model: str, every: Sequence[Mapping[str, Any]], among: str) -> 
     """Rank correlations over the quantized models of one zoo model, a line for each metric and number of pictures.
 
     All models, or those ``among`` one width: their order is harder to tell, and what a search at that width asks for.
+    An order of fewer than five says nothing.
     """
     rows, lines = [row for row in every if among in ("", row["bits"])], []
-    for n in rows[0]["observed"]:
+    for n in rows[0]["observed"] if len(rows) >= FEWEST else ():
         for metric in METRICS:
             line = {"model": model, "among": among or "all", "models": len(rows), "metric": metric, "pictures": int(n)}
             cost = int(n) * CALLS[metric] / (PICTURES * STEPS)

@@ -76,7 +76,7 @@ def test_the_wheel_lacks_nothing(tmp_path):
     assert inside == {
         path.relative_to(tmp_path / "src").as_posix() for path in (tmp_path / "src/dither").rglob("*") if path.is_file()
     }
-    assert {"dither/py.typed", "dither/report/page.html", "dither/report/page.css", "dither/report/page.js"} <= inside
+    assert {"dither/py.typed", "dither/report/templates/page.html", "dither/report/static/base.css"} <= inside
     assert "dither/zoo/weights/fashion/transformer/diffusion_pytorch_model.safetensors" in inside
 
 

@@ -196,6 +196,7 @@ def test_the_header_tells_how_it_was_made():
     assert recipe["name"] == "rtn-clip"
     assert recipe["bits"] == "w3"
     assert next(s for s in recipe["stages"] if s["stage"] == "clip")["steps"] == 4
+    assert (recipe["seed"], recipe["calibration"]["prompts"]) == (0, [])
     assert header_of(model).version == dither.__version__
 
 

@@ -65,17 +65,18 @@ def test_a_coverage_outside_its_aim_says_so_and_a_refusal_is_no_number(monkeypat
 
 
 def test_correlations_are_those_of_the_fewest_pictures(monkeypatch):
-    def line(pictures, rho):
-        seen = {"spearman": rho, "ci95": [0.5, 1.0]}
-        asked = {"model": "digits", "metric": "drift_final", "pictures": pictures, "models": 20, "cost": 0.0625}
-        return asked | {"psnr_db": seen, "fd_to_full_precision": seen}
+    def line(among, pictures, rho):
+        asked = {"model": "digits", "among": among, "metric": "drift_final", "pictures": pictures, "cost": 0.0625}
+        psnr, fd = ({"spearman": value, "ci95": [0.5, 1.0]} for value in (rho, rho / 2))
+        return asked | {"models": 20, "psnr_db": psnr, "fd_to_full_precision": fd}
 
-    data = {"correlations": [line(8, 0.9), line(16, 0.7)], "pictures_observed": [8, 16], "n": 128, "interval": "95 %"}
+    lines = [line("all", 8, 0.9), line("all", 16, 0.7), line("w4a8", 8, 0.6)]
+    data = {"correlations": lines, "n": 128, "interval": "95 %"}
     monkeypatch.setattr(evaluation_tables, "result", lambda name: data)
-    lines = evaluation_tables.trajectory().splitlines()
-    assert lines[0] == "| metric | cost | `zoo:digits`, PSNR | `zoo:digits`, FD |"
-    assert lines[2] == "| drift final | 6.2 % | 0.90 [0.50, 1.00] | 0.90 [0.50, 1.00] |"
-    assert "on 8 pictures" in lines[4]
+    made = evaluation_tables.trajectory().splitlines()
+    assert made[0] == "| metric | cost | `zoo:digits`, all (20) | `zoo:digits`, w4a8 (20) |"
+    assert made[2].startswith("| drift final | 6.2 % | 0.90 [0.50, 1.00]; 0.45 [0.50, 1.00] | 0.60 ")
+    assert "on 8 pictures" in made[4]
 
 
 def test_percentages_are_100_only_where_all_are_right():

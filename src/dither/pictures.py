@@ -4,7 +4,7 @@ States of 1 or 3 channels are pictures. Others are latents of an encoder that is
 shown as red, green and blue on the fixed range [-4, 4], so that two runs stay comparable.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +65,23 @@ def grid(images: Pictures, columns: int) -> Image.Image:
     return Image.fromarray(canvas)
 
 
-def save_npz(path: str | Path, images: Pictures, labels: Sequence[Label], seeds: Sequence[int]) -> None:
+def save_npz(
+    path: str | Path,
+    images: Pictures,
+    labels: Sequence[Label],
+    seeds: Sequence[int],
+    settings: Mapping[str, Any] | None = None,
+) -> None:
     """Writes the layout that ADM's evaluator reads: ``arr_0`` pictures (N, H, W, C), ``arr_1`` labels; and ``seeds``.
 
     The file appears whole or not at all, and holds no pickles.
+
+    Args:
+        path: the file.
+        images: uint8 (N, H, W, C), or videos (N, F, H, W, C).
+        labels, seeds: one of each.
+        settings: how they were drawn, as JSON: files of different settings are not compared.
     """
     if not len(images) == len(labels) == len(seeds):
         raise BadValue(f"{len(images)} pictures, {len(labels)} labels and {len(seeds)} seeds do not go together.")
-    _, height, width, channels = images.shape
-    write_npz(path, [images], len(images), (height, width, channels), labels, seeds)
+    write_npz(path, [images], len(images), images.shape[1:], labels, seeds, settings)

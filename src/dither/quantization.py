@@ -118,9 +118,8 @@ def quantize(
     model = denoiser_of(target).eval()
     _check_ready(model)
     plan_ahead(target, found, seed)  # a format that does not fit is refused before anything is changed
-    job = Job(
-        model, adapter_for(model), found.bits, seed, _recorder(target, run, calibration or Calibration(), seed), store
-    )
+    how = calibration or Calibration()
+    job = Job(model, adapter_for(model), found.bits, seed, _recorder(target, run, how, seed), store)
     job.progress = _returning_memory(progress or job.progress)
     with torch.no_grad():
         for stage in stages:
@@ -135,7 +134,8 @@ def quantize(
     if not plan.layers:
         raise BadModel(f"the recipe '{found.name}' left every linear of {type(model).__name__} in full precision")
     start_clock(model, job.clock, ClockReader(job.adapter, model))
-    header = Header(plan, recipes.recipe_to(found), __version__)
+    data = None if run is not None else {**vars(how), "prompts": list(how.prompts)}  # nobody knows a caller's own sampler
+    header = Header(plan, {**recipes.recipe_to(found), "seed": seed, "calibration": data}, __version__)
     (stamp if isinstance(model, ConfigMixin) else attach)(model, header)
     return target
 

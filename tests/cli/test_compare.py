@@ -144,3 +144,13 @@ def test_other_schedulers_are_refused(dither, refused, packed, model, tmp_path):
     file = other / "scheduler/scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"beta_end": 0.5}))
     refused(dither(f"eval {packed} --against {other} {SHORT}"), "schedulers", "beta_end")
+
+
+def test_the_results_tell_how_to_make_the_checkpoint_again(dither, better, model, tmp_path, stored):
+    assert dither(f"eval {better} --against {model} {SHORT} --json e.json").exit_code == 0
+    data = json.loads((tmp_path / "e.json").read_text())
+    (tmp_path / "recipe.json").write_text(json.dumps(data["recipe"]))
+    command = data["commands"]["quantize"].replace(f" {model.name} ", f" {model} ").replace("-o better", "-o again")
+    result = dither(command.removeprefix("dither "))
+    assert result.exit_code == 0, result.stderr
+    assert stored(tmp_path / "again") == stored(better)

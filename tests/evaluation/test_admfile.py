@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import struct
 import tempfile
@@ -14,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dither.errors import BadValue
-from dither.evaluation import admfile
+from dither.evaluation import npzfile
 from dither.evaluation.admfile import open_pictures, read_reference, write_npz
 
 
-def pictures(n: int = 7, shape: tuple[int, int, int] = (4, 5, 3), seed: int = 0) -> np.ndarray:
+def pictures(n: int = 7, shape: tuple[int, ...] = (4, 5, 3), seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (n, *shape), dtype=np.uint8)
 
 
@@ -175,7 +176,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
     def limited(handle: int, mode: str) -> Full:
         return Full(handle, mode)
 
-    monkeypatch.setattr(admfile.os, "fdopen", limited)
+    monkeypatch.setattr(npzfile.os, "fdopen", limited)
     with pytest.raises(BadValue, match=r"cannot write .*a\.npz: No space left on device"):
         written(tmp_path / "a.npz")
     assert list(tmp_path.iterdir()) == []
@@ -187,7 +188,7 @@ def test_a_disk_that_is_really_full(tmp_path, monkeypatch):
         (tmp_path / "temporary").touch()
         return os.open("/dev/full", os.O_WRONLY), str(tmp_path / "temporary")
 
-    monkeypatch.setattr(admfile.tempfile, "mkstemp", full)
+    monkeypatch.setattr(npzfile.tempfile, "mkstemp", full)
     with pytest.raises(BadValue, match=r"cannot write .*a\.npz"):
         written(tmp_path / "a.npz", pictures(100))
     assert list(tmp_path.iterdir()) == []
@@ -372,3 +373,74 @@ def test_no_damage_gets_past_the_checks(data):
         np.testing.assert_array_equal(read, x)
     finally:
         path.unlink()
+
+
+def test_videos_lie_in_the_same_layout(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (5, 3, 4, 5, 3), dtype=np.uint8)
+    written(tmp_path / "a.npz", x)
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as content:
+        np.testing.assert_array_equal(content["arr_0"], x)
+    opened = open_pictures(tmp_path / "a.npz")
+    assert (opened.count, opened.shape, opened.frames, opened.kind) == (5, (3, 4, 5, 3), 3, "videos")
+    assert opened.sample_bytes == 180
+    batches = list(opened.batches(2))
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    np.testing.assert_array_equal(np.concatenate(batches), x)
+    assert (open_pictures(npz(tmp_path / "b.npz", arr_0=x[:, 0])).frames, open_pictures(tmp_path / "b.npz").kind) == (
+        None, "pictures"
+    )  # fmt: skip
+
+
+def test_videos_are_no_reference(tmp_path):
+    x = np.zeros((2, 3, 4, 5, 3), np.uint8)
+    with pytest.raises(BadValue, match="must be pictures, and these are videos"):
+        read_reference(npz(tmp_path / "a.npz", **reference(arr_0=x)))
+
+
+SETTINGS = {"steps": 25, "guidance": 1.5, "scheduler": {"class": "DDIMScheduler", "clip": [1, None, True], "name": "ä"}}
+
+
+def test_settings_are_json_text_that_any_reader_may_pass_over(tmp_path):
+    x = pictures(2)
+    write_npz(tmp_path / "a.npz", [x], 2, x.shape[1:], settings=SETTINGS)
+    assert open_pictures(tmp_path / "a.npz").settings == SETTINGS
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as content:
+        np.testing.assert_array_equal(content["arr_0"], x)
+        assert content["settings"].shape == ()
+        assert json.loads(content["settings"].item()) == SETTINGS
+    write_npz(tmp_path / "b.npz", [x], 2, x.shape[1:], settings=dict(reversed(SETTINGS.items())))
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    write_npz(tmp_path / "c.npz", [x], 2, x.shape[1:])
+    assert open_pictures(tmp_path / "c.npz").settings is None
+
+
+def test_infinite_settings_are_text(tmp_path):
+    """As ``lambda_min_clipped`` of DPM-Solver is."""
+    x = pictures(2)
+    write_npz(tmp_path / "a.npz", [x], 2, x.shape[1:], settings={"low": [-float("inf")], "nan": float("nan")})
+    assert open_pictures(tmp_path / "a.npz").settings == {"low": ["-inf"], "nan": "nan"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (np.array("[1]"), "settings must be one JSON object"),
+        (np.array(["{}"]), "settings must be one JSON object"),
+        (np.array("{"), "settings are no JSON"),
+        (np.array('{"a": NaN}'), "settings are no JSON"),
+        (np.array('{"a": 1e999}'), "settings are no JSON"),
+        (np.array("[" * 100_000), "settings are no JSON"),
+        (np.array(3), "settings has dtype int64"),
+        (np.array("x" * 2**21), "more than any honest file's"),
+    ],
+)
+def test_refuses_what_is_no_settings(tmp_path, settings, sentence):
+    with pytest.raises(BadValue, match=sentence):
+        open_pictures(npz(tmp_path / "a.npz", arr_0=pictures(2), settings=settings))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_refuses_letters_that_do_not_exist(tmp_path, order):
+    labels = np.array([0x61, 0x110000], np.dtype(np.uint32).newbyteorder(order)).view(f"{order}U1")
+    with pytest.raises(BadValue, match="arr_1 holds what is no text"):
+        open_pictures(npz(tmp_path / "a.npz", arr_0=pictures(2), arr_1=labels))

@@ -60,7 +60,9 @@ def test_full_precision_that_failed_is_missing_everywhere(folders, subjects):
 
 def test_a_failed_floor_or_trajectory_leaves_the_rest(folders, subjects):
     full = subjects[0].digest
-    results, _, _ = run(folders, lambda job: job["kind"] == "trajectory" or (job["model"] == full and len(job["seeds"]) == 1))
+    results, _, _ = run(
+        folders, lambda job: job["kind"] == "trajectory" or (job["model"] == full and len(job["seeds"]) == 1)
+    )
     for found in results:
         assert found["n"] == 6
         assert found["noise_floor"] is None

@@ -12,6 +12,7 @@ import pytest
 import dither.report
 from dither.errors import BadCheckpoint
 from dither.report import render, write
+from dither.report.page import SCRIPTS, STYLES
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&${x}"
 
@@ -289,3 +290,14 @@ def test_report_imports_no_torch():
                 assert node.module.split(".")[0] not in {"torch", "numpy", "PIL"}
             if isinstance(node, ast.Import):
                 assert not {alias.name.split(".")[0] for alias in node.names} & {"torch", "numpy", "PIL", "dither"}
+
+
+def test_every_file_of_the_page_is_used():
+    """What lies in the folders is in the page, so nothing dead is shipped."""
+    root = Path(dither.report.__file__).parent
+    assert {path.name for path in (root / "static").iterdir()} == {*STYLES, *SCRIPTS}
+    templates = {path.name: path.read_text(encoding="utf-8") for path in (root / "templates").iterdir()}
+    named = set(re.findall(r'(?:include|import) "([^"]+)"', " ".join(templates.values())))
+    assert named | {"page.html"} == set(templates)
+    for path in [*root.glob("static/*"), *root.glob("templates/*")]:
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 350, path.name

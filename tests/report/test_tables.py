@@ -45,6 +45,13 @@ def test_simulated_layers_claim_no_speed(other_result):
     assert not any(card.title == "Speed" for card in cards(other_result))
 
 
+def test_a_speed_whose_interval_holds_one_is_undecided(result):
+    assert [cell.mark for cell in column(table(open_book([result])), "Speed")] == [""]
+    result["speed"]["ci95"] = [0.8, 1.5]
+    assert [cell.mark for cell in column(table(open_book([result])), "Speed")] == ["undecided"]
+    assert "no difference is shown" in said(verdict(result)[2])
+
+
 def test_differences_within_the_interval_are_undecided(result):
     found = table(open_book([result]))
     assert [cell.mark for cell in column(found, "Class accuracy")] == ["undecided"]
@@ -57,6 +64,20 @@ def test_differences_within_the_interval_are_undecided(result):
     result["guards"][1]["difference"] = 0.2
     readings = [row.cells[-1].shown for row in guards(result).rows]
     assert readings[:2] == ["worse", "better"]
+
+
+def test_distances_in_further_features_have_their_column(result):
+    first = {"features": result["fd"]["features"], "to_full_precision": 1.0}
+    result["fds"] = [first, {"features": "dinov2", "to_full_precision": 5.25, "ci95": [4.0, 6.5], "noise_floor": 80.0}]
+    found = table(open_book([result]))
+    assert [(cell.shown, cell.note) for cell in column(found, "FD, dinov2")] == [("5.25", "4 to 6.5")]
+    assert not any(head == f"FD, {first['features']}" for head, _, _ in found.heads)
+
+
+def test_an_interval_is_preferred_to_a_standard_error(result):
+    result["fd"]["difference_ci95"] = [-0.5, 0.7]
+    cell = column(table(open_book([result])), "FD to real")[0]
+    assert (cell.note, cell.mark) == ("−0.5 to +0.7", "undecided")
 
 
 def test_pairs_turn_round(comparison):
@@ -104,6 +125,6 @@ def test_cautions_of_a_sceptic(result, other_result):
 
 def test_the_front_in_words(comparison):
     shown = said(front_sentence(open_book([comparison])))
-    assert shown.startswith("Worth their size in PSNR, from the smallest on: rtn w3a8, ")
-    assert shown.endswith("rtn w8a8. Not known to be better than something as small: rtn w4a8.")
+    assert shown.startswith("Worth their size in PSNR, from the smallest on: rtn w3a8 (4.10× smaller, 18.1 dB), ")
+    assert "41.2 dB). Not known to be better than something as small: rtn w4a8. Full precision against itself" in shown
     assert front_sentence(open_book([{"kind": "eval", "schema": 1}] * 2)) == []

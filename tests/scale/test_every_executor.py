@@ -116,7 +116,7 @@ def test_closing_the_map_stops_the_workers(executor, tmp_path):
 
 def gone(pid):
     """Wait for a process to end; pytest's patience is the limit."""
-    for _ in range(1000):
+    for _ in range(6000):
         try:
             os.kill(pid, 0)
         except ProcessLookupError:

@@ -49,10 +49,19 @@ def test_ctrl_c_stops_the_workers_and_keeps_what_is_done(path, tmp_path):
         _, errors = run.communicate()
     assert run.returncode == -signal.SIGINT
     assert len(workers) == 2
-    assert psutil.wait_procs(workers, 10)[1] == []
+    assert psutil.wait_procs(workers, 60)[1] == []
     assert errors.count("Traceback") == 1  # the driver's own
     assert errors.rstrip().endswith("KeyboardInterrupt")
     assert contents(tmp_path / "store")
+
+
+def test_two_runs_may_share_a_store(path, tmp_path):
+    runs = [subprocess.Popen(command(tmp_path), stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [run.wait() for run in runs] == [0, 0]
+    assert len(contents(tmp_path / "store")) == JOBS
+    assert list((tmp_path / "store" / ".half").iterdir()) == []
+    again = subprocess.run(command(tmp_path), stdout=subprocess.PIPE, text=True, check=True)
+    assert again.stdout == "0\n"  # every file is whole
 
 
 def test_steady_results_have_no_times():

@@ -1,7 +1,9 @@
 """What is particular to processes of this machine."""
 
 import os
+import sys
 from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
 from chores import Chores, Stillborn, Threads
@@ -15,13 +17,11 @@ def test_processes_that_die_at_birth_end_the_run(light_workers):
         list(Processes(1, 1).map(Stillborn(), [{"seed": 0}]))
 
 
-def test_a_worker_that_cannot_be_imported_ends_the_run(light_workers, tmp_path, monkeypatch):
-    make = Chores(str(tmp_path))
-    monkeypatch.setattr(Chores, "__module__", "nowhere")
-    monkeypatch.setattr("pickle.whichmodule", lambda *args: "nowhere", raising=True)
-    monkeypatch.setitem(__import__("sys").modules, "nowhere", __import__("chores"))
+def test_a_worker_that_cannot_be_imported_ends_the_run(light_workers, monkeypatch):
+    lost = type("Lost", (), {"__module__": "nowhere"})
+    monkeypatch.setitem(sys.modules, "nowhere", SimpleNamespace(Lost=lost))  # here only
     with pytest.raises(DitherError, match="a worker could not start: ModuleNotFoundError: No module named 'nowhere'"):
-        list(Processes(1, 1).map(make, [{"seed": 0}]))
+        list(Processes(1, 1).map(lost(), [{"seed": 0}]))
 
 
 def test_threads_reach_torch_and_the_environment_stays(monkeypatch):

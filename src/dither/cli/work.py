@@ -14,6 +14,7 @@ from dither.cli.console import out, write, write_json
 from dither.errors import DitherError, Refused
 from dither.inspection import describe, estimate, size_on_disk, stays, stored_dtype, summary
 from dither.measure import evaluate, versions
+from dither.measure.subjects import scheduler_settings
 from dither.nn import QLinear, TimedLinear
 from dither.pictures import grid, save_npz
 from dither.quantization import Calibration, plan_ahead, quantize, sample_seeds
@@ -130,7 +131,8 @@ def sample_to(
     grid(images, _columns(n)).save(picture, "png")
     write(output, picture.getvalue())
     if npz is not None:
-        save_npz(npz, images, chosen, seeds)
+        settings = {"scheduler": scheduler_settings(source), "steps": steps, "guidance": guidance}
+        save_npz(npz, images, chosen, seeds, settings)
     return {"kind": "sample", "model": source.name, "n": n, "seed": seed, "steps": steps, "guidance": guidance,
             "labels": chosen, "seeds": seeds, "versions": versions()}  # fmt: skip
 

@@ -1,97 +1,139 @@
 """The files of ADM's evaluator: pictures in an npz, and the statistics of a reference set. Streamed, in constant memory.
 
-Layout: a zip whose members are npy files. ``arr_0`` holds uint8 pictures (N, H, W, C); ``arr_1``, if there, the labels;
-``seeds`` is ours, and other readers pass over it. Members are stored, not compressed, and have version 2.0 headers, so
-a reader can stream 50 000 pictures of 256 x 256 (9.8 GB) without holding them. A reference file holds ``mu`` and
+Layout: a zip whose members are npy files. ``arr_0`` holds uint8 pictures (N, H, W, C), or videos (N, F, H, W, C);
+``arr_1``, if there, the labels. ``seeds``, and ``settings``, JSON text of how the samples were drawn, are ours: other
+readers pass over them. Members are stored, not compressed, and have version 2.0 headers, so a reader can stream
+50 000 pictures of 256 x 256 (9.8 GB) without holding them. A reference file holds ``mu`` and
 ``sigma`` of the pooled features, ``mu_s`` and ``sigma_s`` of the spatial ones (for sFID), and some pictures in ``arr_0``.
 
 Nothing is unpickled, sizes are checked before anything is read, and a written file appears whole or not at all. The same
 pictures give the same bytes.
 """
 
-import os
-import tempfile
-import tokenize
+import json
+import math
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dither.errors import BadValue
+from dither.evaluation.npzfile import (
+    check_size,
+    declared,
+    new_member,
+    outside,
+    read_array,
+    read_exactly,
+    read_header,
+    reading,
+    replacing,
+    write_header,
+)
 from dither.evaluation.protocol import Float64, Label, Pictures
 
 __all__ = ["PictureFile", "ReferenceStats", "open_pictures", "read_reference", "write_npz"]
 
-EPOCH = (1980, 1, 1, 0, 0, 0)  # the zip format's earliest: the same pictures give the same bytes
 STATISTICS_BYTES = 2**30  # a covariance of 2048 dimensions takes 32 MiB
 LABEL_BYTES = 4096  # of one label
+SETTINGS_BYTES = 2**22  # a scheduler's take 8 KiB, and 100 KiB where it lists its noise levels
+CHANNELS = (1, 3, 4)
 
 
 def write_npz(
     path: str | Path,
     batches: Iterable[Pictures],
     count: int,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     labels: Sequence[Label] | None = None,
     seeds: Sequence[int] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write `count` pictures of `shape` (H, W, C) that come in batches (n, H, W, C), and what belongs to each.
+    """Write `count` pictures that come in batches (n, H, W, C), or videos (n, F, H, W, C), and what belongs to them.
+
+    Args:
+        path: the file.
+        batches: uint8.
+        count: of all batches together.
+        shape: of one sample, (H, W, C) or (F, H, W, C).
+        labels, seeds: one of each a sample.
+        settings: how all were drawn, such as steps and guidance, as JSON.
 
     Raises:
         BadValue: batches of another dtype or shape, or more or fewer pictures than `count`; labels or seeds that do not
             fit; a folder that is not there or a disk that is full. Then no file is left, and an older one stays.
     """
     path = Path(path)
-    if count < 1 or len(shape) != 3 or min(shape) < 1:
-        raise BadValue(f"{path.name} needs at least one picture (H, W, C), got {count} of shape {tuple(shape)}.")
-    beside = _beside(count, labels, seeds)
-    with _replacing(path) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
-        with _member(archive, "arr_0") as member:
-            _write_header(member, np.dtype(np.uint8), (count, *shape))
+    if count < 1 or len(shape) not in (3, 4) or min(shape) < 1:
+        raise BadValue(
+            f"{path.name} needs at least one picture (H, W, C) or video (F, H, W, C), got {count} of shape {tuple(shape)}."
+        )
+    beside = _beside(count, labels, seeds, settings)
+    with replacing(path) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        with new_member(archive, "arr_0") as member:
+            write_header(member, np.dtype(np.uint8), (count, *shape))
             written = 0
-            for batch in _outside(batches):
+            for batch in outside(batches):
                 written += _checked_batch(batch, shape, count - written)
                 member.write(np.ascontiguousarray(batch).data)
             if written != count:
                 raise BadValue(f"{path.name} needs {count} pictures, but only {written} came.")
         for name, array in beside.items():
-            with _member(archive, name) as member:
-                _write_header(member, array.dtype, array.shape)
+            with new_member(archive, name) as member:
+                write_header(member, array.dtype, array.shape)
                 member.write(array.tobytes())
 
 
 @dataclass(frozen=True)
 class PictureFile:
-    """Pictures in a file: `count` of `shape` (H, W, C), with labels and seeds (N,) where it has them."""
+    """Pictures or videos in a file.
+
+    Attributes:
+        path: the file.
+        count: of samples, N.
+        shape: of one, (H, W, C) or (F, H, W, C).
+        labels, seeds: (N,), where it has them.
+        settings: how they were drawn, where it says so.
+    """
 
     path: Path
     count: int
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     labels: npt.NDArray[Any] | None
     seeds: npt.NDArray[np.int64] | None
+    settings: Mapping[str, Any] | None = None
+
+    @property
+    def frames(self) -> int | None:
+        """Of each video; None for pictures."""
+        return self.shape[0] if len(self.shape) == 4 else None
+
+    @property
+    def kind(self) -> str:
+        """What it holds, in a word."""
+        return "pictures" if self.frames is None else "videos"
+
+    @property
+    def sample_bytes(self) -> int:
+        """Size of one sample."""
+        return math.prod(self.shape)
 
     def batches(self, size: int) -> Iterator[Pictures]:
-        """Yield the pictures in order, `size` at a time (n, H, W, C); the last batch checks the file's checksum."""
+        """Yield the samples in order, `size` at a time (n, ...); the last batch checks the file's checksum."""
         if size < 1:
             raise BadValue(f"a batch needs at least 1 picture, got {size}.")
-        with _reading(self.path) as archive, archive.open("arr_0.npy") as member:
-            _, dtype, offset = _read_header(self.path, "arr_0", member)
-            _check_size(self.path, archive, "arr_0", offset + self.count * self._bytes())
+        with reading(self.path) as archive, archive.open("arr_0.npy") as member:
+            _, dtype, offset = read_header(self.path, "arr_0", member)
+            check_size(self.path, archive, "arr_0", offset + self.count * self.sample_bytes)
             for start in range(0, self.count, size):
                 n = min(size, self.count - start)
-                content = _read_exactly(self.path, "arr_0", member, n * self._bytes())
+                content = read_exactly(self.path, "arr_0", member, n * self.sample_bytes)
                 yield np.frombuffer(bytearray(content), dtype).reshape(n, *self.shape)  # torch wants it writable
             member.read(1)  # the end: zipfile compares the checksum here
-
-    def _bytes(self) -> int:
-        height, width, channels = self.shape
-        return height * width * channels
 
 
 @dataclass(frozen=True)
@@ -106,36 +148,44 @@ class ReferenceStats:
 
 
 def open_pictures(path: str | Path) -> PictureFile:
-    """Check a file of pictures and read everything but the pictures.
+    """Check a file of pictures or videos and read everything but these.
 
     Raises:
-        BadValue: not a zip, truncated, no ``arr_0``, another dtype or shape, pickled objects, labels that do not fit.
+        BadValue: not a zip, truncated, no ``arr_0``, another dtype or shape, pickled objects, labels that do not fit,
+            settings that are no JSON object.
     """
     path = Path(path)
-    with _reading(path) as archive:
-        shape, dtype = _declared(path, archive, "arr_0")
-        if dtype != np.uint8 or len(shape) != 4 or min(shape) < 1 or shape[3] not in (1, 3, 4):
-            raise BadValue(f"{path}: arr_0 must be uint8 (N, H, W, 1, 3 or 4), got {dtype} of shape {shape}.")
+    with reading(path) as archive:
+        shape, dtype = declared(path, archive, "arr_0")
+        if dtype != np.uint8 or len(shape) not in (4, 5) or min(shape) < 1 or shape[-1] not in CHANNELS:
+            raise BadValue(
+                f"{path}: arr_0 must be uint8 (N, H, W, 1, 3 or 4), or with frames (N, F, H, W, 1, 3 or 4), got {dtype} "
+                f"of shape {shape}."
+            )
         labels = _read_beside(path, archive, "arr_1", shape[0], "iuU")
         seeds = _read_beside(path, archive, "seeds", shape[0], "iu")
-    count, height, width, channels = shape
-    return PictureFile(
-        path, count, (height, width, channels), labels, None if seeds is None else seeds.astype(np.int64)
-    )
+        settings = _read_settings(path, archive)
+    whole = None if seeds is None else seeds.astype(np.int64)
+    return PictureFile(path, shape[0], shape[1:], labels, whole, settings)
 
 
 def read_reference(path: str | Path) -> ReferenceStats:
     """Read the statistics of a reference set; its pictures are opened, not read."""
     path = Path(path)
-    with _reading(path) as archive:
+    with reading(path) as archive:
         names = set(archive.namelist())
         mu, sigma = _read_fit(path, archive, "mu", "sigma")
         spatial = "mu_s.npy" in names or "sigma_s.npy" in names
         mu_s, sigma_s = _read_fit(path, archive, "mu_s", "sigma_s") if spatial else (None, None)
-    return ReferenceStats(mu, sigma, mu_s, sigma_s, open_pictures(path) if "arr_0.npy" in names else None)
+    pictures = open_pictures(path) if "arr_0.npy" in names else None
+    if pictures is not None and pictures.frames is not None:
+        raise BadValue(f"{path}: arr_0 of a reference must be pictures, and these are videos of {pictures.shape}.")
+    return ReferenceStats(mu, sigma, mu_s, sigma_s, pictures)
 
 
-def _beside(count: int, labels: Sequence[Label] | None, seeds: Sequence[int] | None) -> Mapping[str, npt.NDArray[Any]]:
+def _beside(
+    count: int, labels: Sequence[Label] | None, seeds: Sequence[int] | None, settings: Mapping[str, Any] | None
+) -> Mapping[str, npt.NDArray[Any]]:
     arrays: dict[str, npt.NDArray[Any]] = {}
     if labels is not None:
         named = any(isinstance(label, str) for label in labels)
@@ -145,10 +195,21 @@ def _beside(count: int, labels: Sequence[Label] | None, seeds: Sequence[int] | N
     for name, array in arrays.items():
         if array.shape != (count,):
             raise BadValue(f"{name} of shape {array.shape} does not go with {count} pictures.")
+    if settings is not None:
+        arrays["settings"] = np.array(json.dumps(_plain(settings), sort_keys=True, allow_nan=False))
     return arrays
 
 
-def _checked_batch(batch: Pictures, shape: tuple[int, int, int], left: int) -> int:
+def _plain(value: Any) -> Any:
+    """JSON has no infinity, and some schedulers' settings have: there it is text."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _checked_batch(batch: Pictures, shape: tuple[int, ...], left: int) -> int:
     if batch.dtype != np.uint8 or batch.shape[1:] != tuple(shape):
         raise BadValue(f"pictures must be uint8 (n, {', '.join(map(str, shape))}), got {batch.dtype} {batch.shape}.")
     if len(batch) > left:
@@ -156,140 +217,32 @@ def _checked_batch(batch: Pictures, shape: tuple[int, int, int], left: int) -> i
     return len(batch)
 
 
-class _OutsideError(Exception):
-    """An error of whoever makes the pictures, on its way past the one who writes them: no fault of the disk."""
-
-    def __init__(self, error: OSError) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-def _outside(batches: Iterable[Pictures]) -> Iterator[Pictures]:
-    try:
-        yield from batches
-    except OSError as error:
-        raise _OutsideError(error) from error
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A stream whose content becomes `path` at the end; any failure, Ctrl-C too, leaves nothing behind."""
-    if not path.parent.is_dir():
-        raise BadValue(f"there is no folder {path.parent} to write {path.name} into.")
-    temporary: Path | None = None
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as stream:
-            yield stream
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-        temporary = None
-    except _OutsideError as passing:
-        raise passing.error from None
-    except OSError as error:
-        raise BadValue(f"cannot write {path}: {error.strerror or error}.") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    """Temporary files are private; the finished file is as any other."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-@contextmanager
-def _member(archive: zipfile.ZipFile, name: str) -> Iterator[IO[bytes]]:
-    info = zipfile.ZipInfo(f"{name}.npy", EPOCH)
-    info.external_attr = 0o644 << 16
-    with archive.open(info, "w", force_zip64=True) as member:
-        yield member
-
-
-def _write_header(member: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_2_0(member, described)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[zipfile.ZipFile]:
-    """An open npz; whatever is wrong with it is one sentence that names it."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            yield archive
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError) as error:
-        raise BadValue(f"{path} is not a whole npz file: {error}.") from error
-    except OSError as error:
-        raise BadValue(f"cannot read {path}: {error.strerror or error}.") from error
-
-
-def _read_header(path: Path, name: str, member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """Shape, dtype and the number of bytes of the header; objects would have to be unpickled and are refused."""
-    try:
-        version = np.lib.format.read_magic(member)
-        reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        shape, fortran_order, dtype = reader(member)
-    except (ValueError, KeyError, TypeError, SyntaxError, RecursionError, tokenize.TokenError) as error:
-        raise BadValue(f"{path}: {name} has no npy header of version 1.0 or 2.0.") from error
-    if dtype.hasobject:
-        raise BadValue(f"{path}: {name} holds pickled objects, which are not read.")
-    if fortran_order and len(shape) > 1:
-        raise BadValue(f"{path}: {name} is in Fortran order, where C order is needed.")
-    return shape, dtype, member.tell()
-
-
-def _declared(path: Path, archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and dtype of a member, after its size was compared with them."""
-    if f"{name}.npy" not in archive.namelist():
-        raise BadValue(f"{path} holds no {name}.")
-    with archive.open(f"{name}.npy") as member:
-        shape, dtype, offset = _read_header(path, name, member)
-    _check_size(path, archive, name, offset + int(np.prod(shape, dtype=object)) * dtype.itemsize)
-    return shape, dtype
-
-
-def _check_size(path: Path, archive: zipfile.ZipFile, name: str, expected: int) -> None:
-    size = archive.getinfo(f"{name}.npy").file_size
-    if size != expected:
-        raise BadValue(f"{path}: {name} takes {size} bytes where its header asks for {expected}.")
-
-
-def _read_exactly(path: Path, name: str, member: IO[bytes], size: int) -> bytes:
-    content = member.read(size)
-    if len(content) != size:
-        raise BadValue(f"{path}: {name} ends too early.")
-    return content
-
-
-def _read_array(path: Path, archive: zipfile.ZipFile, name: str, kinds: str, limit: int) -> npt.NDArray[Any]:
-    shape, dtype = _declared(path, archive, name)
-    if dtype.kind not in kinds or dtype.itemsize == 0:
-        raise BadValue(f"{path}: {name} has dtype {dtype}, which it cannot have.")
-    size = int(np.prod(shape, dtype=object)) * dtype.itemsize
-    if size > limit:
-        raise BadValue(f"{path}: {name} takes {size} bytes, more than any honest file's.")
-    with archive.open(f"{name}.npy") as member:
-        _read_header(path, name, member)
-        content = _read_exactly(path, name, member, size)
-        member.read(1)  # the end: zipfile compares the checksum here
-    return np.frombuffer(content, dtype).reshape(shape)
-
-
 def _read_beside(path: Path, archive: zipfile.ZipFile, name: str, count: int, kinds: str) -> npt.NDArray[Any] | None:
     if f"{name}.npy" not in archive.namelist():
         return None
-    array = _read_array(path, archive, name, kinds, count * LABEL_BYTES)
+    array = read_array(path, archive, name, kinds, count * LABEL_BYTES)
     if array.shape != (count,):
         raise BadValue(f"{path}: {name} of shape {array.shape} does not go with {count} pictures.")
     return array
 
 
+def _read_settings(path: Path, archive: zipfile.ZipFile) -> Mapping[str, Any] | None:
+    if "settings.npy" not in archive.namelist():
+        return None
+    text = read_array(path, archive, "settings", "U", SETTINGS_BYTES)
+    try:
+        settings = json.loads(str(text[()])) if text.shape == () else None
+        json.dumps(settings, allow_nan=False)  # Python reads NaN and 1e999, which are no JSON
+    except (ValueError, RecursionError) as error:
+        raise BadValue(f"{path}: settings are no JSON: {error}.") from error
+    if not isinstance(settings, Mapping):
+        raise BadValue(f"{path}: settings must be one JSON object.")
+    return settings
+
+
 def _read_fit(path: Path, archive: zipfile.ZipFile, mean: str, covariance: str) -> tuple[Float64, Float64]:
-    mu = _read_array(path, archive, mean, "f", STATISTICS_BYTES)
-    sigma = _read_array(path, archive, covariance, "f", STATISTICS_BYTES)
+    mu = read_array(path, archive, mean, "f", STATISTICS_BYTES)
+    sigma = read_array(path, archive, covariance, "f", STATISTICS_BYTES)
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
         raise BadValue(f"{path}: {mean} and {covariance} must be (D,) and (D, D), got {mu.shape} and {sigma.shape}.")
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):

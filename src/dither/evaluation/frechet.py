@@ -16,7 +16,7 @@ bootstrap is not used: resampling adds the bias once more, and its interval need
 
     E[FD] = (1/n + 1/m) (sum l_i + sum_ij l_i l_j / (2 (l_i + l_j)) + sum l_i / 4)        (Gaussian, first order)
 
-so distances at different n must not be compared. Richardson's 2 FD_n - (FD of the halves) removes the c/n term.
+so distances at different n must not be compared. Richardson's 2 FD_n - (mean FD of halves) removes the c/n term.
 
 The distance between two *paired* sets is a case of its own, near zero: see ``frechet_pairs``.
 """
@@ -30,12 +30,16 @@ __all__ = [
     "fit_gaussian",
     "frechet_distance",
     "influence",
+    "matrix_power",
     "null_bias",
     "paired_influence",
     "richardson",
     "sample_distance",
     "standard_error",
+    "transport",
 ]
+
+HALVINGS = 8
 
 
 def fit_gaussian(features: Float64) -> tuple[Float64, Float64]:
@@ -53,11 +57,14 @@ def frechet_distance(mu1: Float64, sigma1: Float64, mu2: Float64, sigma2: Float6
     """Squared Frechet distance of N(mu1, sigma1) and N(mu2, sigma2), at least 0; singular covariances are fine."""
     if mu1.shape != mu2.shape or sigma1.shape != sigma2.shape:
         raise BadValue(f"features of dimension {mu1.shape} and {mu2.shape} cannot be compared.")
-    root = _power(sigma1, 0.5)
+    return max(_distance_to(matrix_power(sigma1, 0.5), mu1, sigma1, mu2, sigma2), 0.0)
+
+
+def _distance_to(root1: Float64, mu1: Float64, sigma1: Float64, mu2: Float64, sigma2: Float64) -> float:
+    """Distance with the root of `sigma1` known, which is half the work."""
     # tr (S1 S2)^(1/2) is the sum of roots of the eigenvalues of the symmetric S1^(1/2) S2 S1^(1/2).
-    cross = np.sqrt(np.clip(np.linalg.eigvalsh(_symmetric(root @ sigma2 @ root)), 0, None)).sum()
-    distance = np.square(mu1 - mu2).sum() + np.trace(sigma1) + np.trace(sigma2) - 2 * cross
-    return max(float(distance), 0.0)
+    cross = np.sqrt(np.clip(np.linalg.eigvalsh(_symmetric(root1 @ sigma2 @ root1)), 0, None)).sum()
+    return float(np.square(mu1 - mu2).sum() + np.trace(sigma1) + np.trace(sigma2) - 2 * cross)
 
 
 def sample_distance(a: Float64, b: Float64) -> float:
@@ -77,11 +84,11 @@ def sample_distance(a: Float64, b: Float64) -> float:
 def influence(features: Float64, mu: Float64, sigma: Float64) -> Float64:
     """Influence (N,) of each row of `features` (N, D) on its distance to the fixed N(mu, sigma)."""
     own_mu, own_sigma = fit_gaussian(features)
-    root = _power(sigma, 0.5)
-    transport = root @ _power(_symmetric(root @ own_sigma @ root), -0.5) @ root
+    root = matrix_power(sigma, 0.5)
+    towards = root @ matrix_power(_symmetric(root @ own_sigma @ root), -0.5) @ root
     x = np.asarray(features, dtype=np.float64) - own_mu
     linear = 2 * x @ (own_mu - mu)
-    quadratic = np.sum(x * x, axis=1) - np.sum((x @ transport) * x, axis=1)
+    quadratic = np.sum(x * x, axis=1) - np.sum((x @ towards) * x, axis=1)
     values = linear + quadratic
     return np.asarray(values - values.mean(), dtype=np.float64)
 
@@ -107,23 +114,36 @@ def null_bias(sigma: Float64, n: int, m: int | None = None) -> float:
     return float(scale * (1.25 * values.sum() + pairs.sum()))
 
 
-def richardson(features: Float64, mu: Float64, sigma: Float64) -> float:
-    """Distance to N(mu, sigma) with the c/n bias removed; may be negative near 0, as an unbiased estimate must."""
+def richardson(features: Float64, mu: Float64, sigma: Float64, *, halvings: int = HALVINGS) -> float:
+    """Distance to N(mu, sigma) with the c/n bias removed; may be negative near 0, as an unbiased estimate must.
+
+    Halves are those of `halvings` fixed shuffles, the same for all sets of one size. Labels come in order or in turn, so
+    that a first half, or the even rows, would hold other classes than the rest; and one halving alone adds as much noise
+    near 0 as there is, several a fraction of it.
+    """
     x = np.asarray(features, dtype=np.float64)
     if len(x) < 4:
         raise BadValue(f"removing the bias needs at least 4 samples, got {len(x)}.")
-    # Halves by a fixed shuffle: labels come in order or in turn, so the first half, or the even rows, would hold other
-    # classes than the rest. Two sets in pairs are halved alike.
-    order = np.random.default_rng(0).permutation(len(x))
-    halves = [frechet_distance(*fit_gaussian(x[order[start::2]]), mu, sigma) for start in (0, 1)]
-    return 2 * frechet_distance(*fit_gaussian(x), mu, sigma) - sum(halves) / 2
+    root = matrix_power(sigma, 0.5)
+    rng = np.random.default_rng(0)
+    halves = []
+    for _ in range(halvings):
+        order = rng.permutation(len(x))
+        halves += [_distance_to(root, mu, sigma, *fit_gaussian(x[order[start::2]])) for start in (0, 1)]
+    return 2 * _distance_to(root, mu, sigma, *fit_gaussian(x)) - float(np.mean(halves))
 
 
 def _symmetric(matrix: Float64) -> Float64:
     return np.asarray((matrix + matrix.T) / 2, dtype=np.float64)
 
 
-def _power(matrix: Float64, exponent: float) -> Float64:
+def transport(source: Float64, target: Float64) -> Float64:
+    """Optimal map (D, D) from N(0, source) to N(0, target), for a source of full rank."""
+    root, inverse = matrix_power(source, 0.5), matrix_power(source, -0.5)
+    return _symmetric(inverse @ matrix_power(_symmetric(root @ target @ root), 0.5) @ inverse)
+
+
+def matrix_power(matrix: Float64, exponent: float) -> Float64:
     """Power of a symmetric positive semidefinite matrix; directions of no variance stay at zero."""
     values, vectors = np.linalg.eigh(_symmetric(np.asarray(matrix, dtype=np.float64)))
     floor = max(values.max(), 0.0) * len(values) * np.finfo(np.float64).eps

@@ -6,14 +6,19 @@ in the eigenbasis of their common covariance, of eigenvalues l,
     FD ~ V = |mean z|^2,   z_i = (b_i - a_i, (y_i y_i^T - x_i x_i^T)_jk / sqrt(2 (l_j + l_k))),   K_ij = z_i.z_j.
 
 Like any square of a mean, V is a U-statistic plus what pictures have in common with themselves (Hoeffding 1948):
-K_ii says nothing about the truth but adds tr cov(z) / n =: bias, which near zero is all that one sees. So
+K_ii says nothing about the truth but adds tr cov(z) / n, which near zero is all that one sees. With w = that / V, the share
+of noise in V, and C the centred K,
 
-    unbiased = FD - bias - w (FD - V),                        w = (bias / V)^2, how much of V is noise
-    Var = v1 / n + 2 v2 / n^2,   v1 = Var(h_i) - 4 w v2 / n,   h_i = 2 mean_(j != i) K_ij,   v2 = mean_(i != j) C_ij^2
+    unbiased = FD - bias - w^2 (FD - V)
+    Var = v1 / n + 2 v2 / n^2,   v1 = Var(h_i) - 4 w^2 v2 / n,   h_i = 2 mean_(j != i) K_ij,   v2 = mean_(i != j) C_ij^2
 
-with C the centred K. v1 vanishes with the distance and v2 does not. Where all is noise, w = 1, this is the U-statistic
-of the quadratic form and its variance; far from zero, w = 0, it is FD itself, with a variance a little on the wide side.
-The influences of ``frechet`` are not used: near zero a picture's own product makes their spread up to ten times too wide.
+v1 vanishes with the distance and v2 does not. Where all is noise, w = 1, this is the U-statistic of V and its variance; far
+from zero, w = 0, it is FD itself, with a variance a little on the wide side. The influences of ``frechet`` are not used:
+near zero a picture's own product makes their spread up to ten times too wide.
+
+**Bias.** Far from zero the second derivative of FD is that of sets brought half way to each other by the transport map T
+(``frechet``), x -> T^(1/2) x and y -> T^(-1/2) y, and bias = tr cov(z) / n of these. The map of a sample also follows its
+noise, which would take up to D / 2n of the bias away, so near zero it must be left out: the power is (1 - w)^2 / 2.
 
 **Interval.** v1 grows in proportion to the distance, so an estimate that comes out low comes with too small an error,
 and estimate +- 1.96 SE misses on one side (it covers 85% where 95% are claimed). As Wilson does for a proportion, the
@@ -48,6 +53,7 @@ __all__ = [
 ]
 
 KERNEL_ROWS = 512  # pairs between which K is computed, which costs rows^2 D^2; v2 needs no more
+RIDGE = 1e-3  # of the mean variance
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class DistanceEstimate:
         unbiased: without bias; around 0 it may be negative.
         linear: (N,) h_i, how much each pair pulls at the distance.
         kernel: (M, M) centred products C_ij of M of the pairs, zero on the diagonal.
-        noise: w, between 0 and 1.
+        noise: w^2, between 0 and 1.
     """
 
     distance: float
@@ -105,24 +111,22 @@ def estimate_distance(full: Float64, quantized: Float64) -> DistanceEstimate:
     n = len(a)
     (mu_a, s_a), (mu_b, s_b) = frechet.fit_gaussian(a), frechet.fit_gaussian(b)
     distance = frechet.frechet_distance(mu_a, s_a, mu_b, s_b)
-    values, vectors = np.linalg.eigh((s_a + s_b) / 2)
-    values = np.clip(values, max(values[-1], np.finfo(np.float64).tiny) * 1e-12, None)  # directions of no variance
-    weights = 1 / (2 * (values[:, None] + values[None, :]))  # (D, D)
+    weights, vectors = _weights((s_a + s_b) / 2)
     x, y, shift = (a - mu_a) @ vectors, (b - mu_b) @ vectors, (b - a) @ vectors
     moved = vectors.T @ (s_b - s_a) @ vectors * ((n - 1) / n)  # mean of y y^T - x x^T
     mean = shift.mean(axis=0)  # of z: (mean, moved)
     form = float(np.square(mean).sum() + (weights * np.square(moved)).sum())  # V
     with_mean = shift @ mean + ((y @ (weights * moved)) * y - (x @ (weights * moved)) * x).sum(axis=1)  # z_i.mean
     own = np.square(shift).sum(axis=1) + _own_products(x, y, weights)  # K_ii
-    bias = float((own.mean() - form) / (n - 1))
-    noise = (bias / form) ** 2 if form > 0 else 0.0
+    noise = min(float((own.mean() - form) / (n - 1)) / form, 1.0) if form > 0 else 0.0
+    bias = _bias(a - mu_a, b - mu_b, s_a, s_b, (1 - noise) ** 2 / 2)
     return DistanceEstimate(
         distance=distance,
         bias=bias,
-        unbiased=distance - bias - noise * (distance - form),
+        unbiased=distance - bias - noise**2 * (distance - form),
         linear=2 * (n * with_mean - own) / (n - 1),
         kernel=_kernel(x, y, shift - mean, moved, weights),
-        noise=noise,
+        noise=noise**2,
     )
 
 
@@ -168,6 +172,28 @@ def _check(a: Float64, b: Float64) -> None:
         raise BadValue(
             f"an interval of a Frechet distance in {a.shape[1]} features needs at least {needed} pictures, got {len(a)}."
         )
+
+
+def _bias(x: Float64, y: Float64, s_x: Float64, s_y: Float64, power: float) -> float:
+    """tr cov(z) / n of centred rows (N, D) with covariances `s_x`, `s_y`, brought together by that power of T."""
+    n, dimension = x.shape
+    # Directions of next to no variance would have wild maps.
+    ridge = np.eye(dimension) * (RIDGE * (np.trace(s_x) + np.trace(s_y)) / (2 * dimension) + np.finfo(np.float64).tiny)
+    transport = frechet.transport(s_x + ridge, s_y + ridge)
+    shift = y - x
+    x, y = x @ frechet.matrix_power(transport, power), y @ frechet.matrix_power(transport, -power)
+    weights, vectors = _weights((x.T @ x + y.T @ y) / (2 * (n - 1)))
+    x, y = x @ vectors, y @ vectors
+    mean = (y.T @ y - x.T @ x) / n
+    own = np.square(shift).sum(axis=1) + _own_products(x, y, weights)
+    return float(max(own.mean() - (weights * np.square(mean)).sum(), 0.0) / (n - 1))
+
+
+def _weights(sigma: Float64) -> tuple[Float64, Float64]:
+    """1 / (2 (l_j + l_k)) (D, D) and the eigenvectors (D, D) of a covariance."""
+    values, vectors = np.linalg.eigh(sigma)
+    values = np.clip(values, 1e-12 * values[-1] if values[-1] > 0 else 1.0, None)  # directions of no variance
+    return np.asarray(1 / (2 * (values[:, None] + values[None, :]))), np.asarray(vectors)
 
 
 def _own_products(x: Float64, y: Float64, weights: Float64) -> Float64:

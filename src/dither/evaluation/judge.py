@@ -4,7 +4,8 @@ Row i of both sets has the same label and the same seed, so every number is a di
 Beside each stands what makes it readable: an interval, the smallest difference that this many pictures can tell, the noise
 floor (full precision against itself, drawn in another batch size), and the ceiling (full precision with other seeds).
 
-Where the pictures come from is not asked: a sampler that runs now, shards on a disk, or two files of samples.
+Where the pictures come from is not asked: a sampler that runs now, shards on a disk, or two files of samples. Nor what they
+are: a `Medium` knows how two of them compare, still pictures by default, or videos (``video.Videos``).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from dither.evaluation.intervals import bootstrap_mean_interval
 from dither.evaluation.planning import detectable_difference
 from dither.evaluation.protocol import Float64, Label, Pictures, RealStats
 
-__all__ = ["FLOOR_PICTURES", "WORST_PICTURES", "Judge", "PairMetric", "floor_batches"]
+__all__ = ["FLOOR_PICTURES", "WORST_PICTURES", "Judge", "Medium", "PairMetric", "Score", "Stills", "floor_batches"]
 
 FLOOR_PICTURES = 32
 WORST_PICTURES = 8
@@ -43,12 +44,47 @@ class Score(Protocol):
         ...
 
 
+class Medium(Protocol):
+    """What samples (N, ...) are: how two of them compare, and how one is shown."""
+
+    def check(self, samples: Pictures, count: int, whose: str) -> None:
+        """Raise BadValue unless these are `count` such samples in uint8."""
+        ...
+
+    def compare(self, full: Pictures, quantized: Pictures) -> tuple[Float64, Float64, Float64]:
+        """Mean squared error, PSNR in dB, and SSIM of each pair (N,)."""
+        ...
+
+    def shown(self, samples: Pictures) -> Pictures:
+        """One picture (N, H, W, C) for each."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stills:
+    """Pictures (N, H, W, C)."""
+
+    def check(self, samples: Pictures, count: int, whose: str) -> None:
+        """Raise BadValue unless these are `count` pictures in uint8."""
+        image.check_pictures(samples, count, whose)
+
+    def compare(self, full: Pictures, quantized: Pictures) -> tuple[Float64, Float64, Float64]:
+        """Mean squared error, PSNR in dB, and SSIM of each pair (N,)."""
+        mse = image.mean_squared_error(full, quantized)
+        return mse, image.psnr(mse), image.ssim(full, quantized)
+
+    def shown(self, samples: Pictures) -> Pictures:
+        """Themselves."""
+        return samples
+
+
 @dataclass(frozen=True)
 class _Pair:
     index: int
     label: Label
     seed: int
     mse: float
+    psnr: float
     full: Pictures  # (H, W, C)
     quantized: Pictures
 
@@ -74,6 +110,8 @@ class Judge:
         scores: of each picture and its prompt, by the metric's name.
         show: pairs kept as pictures, a third of them the worst.
         floor: full-precision pictures kept until ``add_floor`` has seen them.
+        medium: what the samples are.
+        better: which way a score is better, by its name: ``lower`` or ``closer``; ``higher`` where none is said.
     """
 
     views: Sequence[View] = ()
@@ -82,6 +120,9 @@ class Judge:
     scores: Mapping[str, Score] = field(default_factory=dict)
     show: int = 24
     floor: int = FLOOR_PICTURES
+    medium: Medium = field(default_factory=Stills)
+    better: Mapping[str, str] = field(default_factory=dict)
+    _psnr: list[Float64] = field(default_factory=list)
     _mse: list[Float64] = field(default_factory=list)
     _ssim: list[Float64] = field(default_factory=list)
     _more: dict[str, list[Float64]] = field(default_factory=dict)
@@ -107,11 +148,11 @@ class Judge:
         quantized: Pictures,
     ) -> None:
         """One batch of pairs; ``indices`` are places in the whole list of pictures, ascending over all batches."""
-        image.check_pictures(full, len(indices), "full-precision")
-        image.check_pictures(quantized, len(indices), "quantized")
-        mse = image.mean_squared_error(full, quantized)
-        self._mse.append(mse)
-        self._ssim.append(image.ssim(full, quantized))
+        self.medium.check(full, len(indices), "full-precision")
+        self.medium.check(quantized, len(indices), "quantized")
+        compared = self.medium.compare(full, quantized)
+        for seen, values in zip((self._mse, self._psnr, self._ssim), compared, strict=True):
+            seen.append(values)
         for name, distance in self.distances.items():
             self._more[name].append(np.asarray(distance(full, quantized), dtype=np.float64))
         for name, score in self.scores.items():
@@ -122,14 +163,15 @@ class Judge:
             table.add(full, quantized)
         self.labels += [label if isinstance(label, str) else int(label) for label in labels]
         self.seeds += [int(seed) for seed in seeds]
+        shown = self.medium.shown(full), self.medium.shown(quantized)
         pairs = [
-            _Pair(int(index), label, int(seed), float(error), x, y)
-            for index, label, seed, error, x, y in zip(indices, labels, seeds, mse, full, quantized, strict=True)
+            _Pair(int(index), label, int(seed), float(mse), float(psnr), x, y)
+            for index, label, seed, mse, psnr, x, y in zip(indices, labels, seeds, *compared[:2], *shown, strict=True)
         ]
         self._first += pairs[: max(0, max(self.show, self.floor) - len(self._first))]
         changed = [pair for pair in pairs if pair.mse > 0]
         keep = min(WORST_PICTURES, self.show // 3)
-        self._worst = sorted(self._worst + changed, key=lambda pair: (-pair.mse, pair.index))[:keep]
+        self._worst = sorted(self._worst + changed, key=lambda pair: (pair.psnr, -pair.mse, pair.index))[:keep]
 
     def add_floor(self, indices: Sequence[int], again: Pictures | None, other: Pictures | None) -> None:
         """Full-precision pictures of the same indices: drawn again, and drawn with other seeds."""
@@ -158,7 +200,7 @@ class Judge:
         return {
             "n": len(self.labels),
             "seeds": self.seeds,
-            "psnr_db": _summarize_psnr(np.concatenate(self._mse)),
+            "psnr_db": _summarize_psnr(self.psnr(), np.concatenate(self._mse)),
             "ssim": _summarize(self.ssim()),
             **{name: _summarize(np.concatenate(parts)) for name, parts in self._more.items()},
             "fd": frechet[0] if frechet else measure_frechet(None, None),
@@ -175,7 +217,7 @@ class Judge:
 
     def psnr(self) -> Float64:
         """Of each pair (N,), dB."""
-        return image.psnr(np.concatenate(self._mse))
+        return np.concatenate(self._psnr)
 
     def ssim(self) -> Float64:
         """Of each pair (N,)."""
@@ -183,8 +225,13 @@ class Judge:
 
     def _score_rows(self) -> list[dict[str, Any]]:
         return [
-            score_guard(metric, np.concatenate(ours), np.concatenate(theirs), features=score.name, better="higher")
-            for (metric, score), (ours, theirs) in zip(self.scores.items(), self._scored.values(), strict=True)
+            score_guard(
+                metric,
+                *(np.concatenate(seen) for seen in self._scored[metric]),
+                features=score.name,
+                better=self.better.get(metric, "higher"),
+            )
+            for metric, score in self.scores.items()
         ]
 
     def _noise_floor(self) -> dict[str, Any] | None:
@@ -212,7 +259,7 @@ class Judge:
                 "label": pair.label if isinstance(pair.label, str) else int(pair.label),
                 "full_precision": image.png_data_uri(pair.full),
                 "quantized": image.png_data_uri(pair.quantized),
-                "psnr_db": float(image.psnr(np.asarray(pair.mse, dtype=np.float64))),
+                "psnr_db": pair.psnr,
                 "worst": pair.index in worst,
             }
             for pair in sorted([*first, *self._worst], key=lambda pair: pair.index)
@@ -235,8 +282,7 @@ def _summarize(values: Float64) -> dict[str, Any]:
     }
 
 
-def _summarize_psnr(mse: Float64) -> dict[str, Any]:
-    values = image.psnr(mse)
+def _summarize_psnr(values: Float64, mse: Float64) -> dict[str, Any]:
     return {
         **_summarize(values),
         "pooled": float(image.psnr(mse.mean())),

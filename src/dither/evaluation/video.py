@@ -1,5 +1,8 @@
 """Measurements of videos, uint8 (N, F, H, W, C): steadiness, change against full precision, consistency, Frechet.
 
+PSNR and SSIM of a video are the means over its frames of those against the same frames in full precision; `Videos` gives
+them to a ``judge.Judge``, and shows a video as a strip of a few frames.
+
 Dimensions named as VBench's (arXiv 2311.17982) follow its formulas, over the frames f = 1..F of a video:
 
     temporal flickering  (255 - mean_f mean |frame_f+1 - frame_f|) / 255
@@ -14,10 +17,10 @@ features sees no motion: `FrameMean` makes such an extractor, and says so in its
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +36,11 @@ __all__ = [
     "FrameMean",
     "VideoDistance",
     "VideoExtractor",
+    "Videos",
     "consistency",
+    "film_strips",
     "flicker",
+    "frame_errors",
     "frame_features",
     "frame_psnr",
     "frame_ssim",
@@ -63,6 +69,14 @@ VBENCH_DIMENSIONS = frozenset(
     )
 )
 VBENCH_BYTES = 256 * 2**20  # a result names every video, but no honest one is larger
+CHUNK_BYTES = 2**21  # of frames at a time: SSIM takes a hundred times as much
+STRIP_FRAMES = 5
+STRIP_WIDTH = 1600  # pixels at most, so that a page of many strips stays small
+GAP = 2
+
+
+PictureMetric: TypeAlias = Callable[[Pictures, Pictures], Float64]
+"""Two sets of pictures (N, H, W, C) to one number a pair (N,)."""
 
 
 class VideoExtractor(Protocol):
@@ -104,6 +118,27 @@ class VideoDistance:
     se: float
 
 
+@dataclass(frozen=True)
+class Videos:
+    """Videos as the medium of a judge (``judge.Medium``): a video's number is the mean over its frames."""
+
+    def check(self, samples: Pictures, count: int, whose: str) -> None:
+        """Raise BadValue unless these are `count` videos in uint8."""
+        if samples.dtype != np.uint8 or samples.ndim != 5 or len(samples) != count or min(samples.shape) < 1:
+            raise BadValue(
+                f"{whose} videos are {samples.dtype} of shape {samples.shape} where uint8 ({count}, F, H, W, C) is needed."
+            )
+
+    def compare(self, full: Pictures, quantized: Pictures) -> tuple[Float64, Float64, Float64]:
+        """Mean squared error, PSNR in dB, and SSIM of each pair (N,)."""
+        mse = frame_errors(quantized, full)
+        return mse.mean(axis=1), image.psnr(mse).mean(axis=1), frame_ssim(quantized, full).mean(axis=1)
+
+    def shown(self, samples: Pictures) -> Pictures:
+        """Film strips (N, H, W, C)."""
+        return film_strips(samples)
+
+
 def flicker(videos: Pictures) -> Float64:
     """Temporal flickering (N,) as VBench counts it: 1 is a still video, lower flickers or moves more."""
     _check_videos(videos, 2)
@@ -114,18 +149,36 @@ def flicker(videos: Pictures) -> Float64:
     return np.asarray((255 - steps.mean(axis=1)) / 255, dtype=np.float64)
 
 
+def frame_errors(quantized: Pictures, full: Pictures) -> Float64:
+    """Mean squared error (N, F) of each frame against the same frame in full precision."""
+    return _frame_by_frame(image.mean_squared_error, quantized, full)
+
+
 def frame_psnr(quantized: Pictures, full: Pictures) -> Float64:
     """PSNR in dB (N, F) of each frame against the same frame in full precision, at most 60."""
-    _check_pair(quantized, full)
-    return np.stack(
-        [image.psnr(image.mean_squared_error(a, b)) for a, b in zip(quantized, full, strict=True)], dtype=np.float64
-    )
+    return image.psnr(frame_errors(quantized, full))
 
 
 def frame_ssim(quantized: Pictures, full: Pictures) -> Float64:
     """SSIM (N, F) of each frame against the same frame in full precision."""
-    _check_pair(quantized, full)
-    return np.stack([image.ssim(a, b) for a, b in zip(quantized, full, strict=True)], dtype=np.float64)
+    return _frame_by_frame(image.ssim, quantized, full)
+
+
+def film_strips(videos: Pictures) -> Pictures:
+    """One picture (N, h, w, C) of each video: up to 5 frames from the first to the last side by side, white between.
+
+    Wide strips are made smaller by a whole factor, each pixel the mean of a square.
+    """
+    _check_videos(videos, 1)
+    n, frames, height, width, channels = videos.shape
+    places = np.unique(np.linspace(0, frames - 1, min(frames, STRIP_FRAMES)).round().astype(int))
+    factor = min(max(1, -(-len(places) * width // STRIP_WIDTH)), height, width)
+    h, w = height // factor, width // factor
+    strips = np.full((n, h, len(places) * (w + GAP) - GAP, channels), 255, np.uint8)
+    for i, place in enumerate(places):
+        squares = videos[:, place, : h * factor, : w * factor].reshape(n, h, factor, w, factor, channels)
+        strips[:, :, i * (w + GAP) : i * (w + GAP) + w] = squares.mean(axis=(2, 4)).round()
+    return strips
 
 
 def frame_features(videos: Pictures, extractor: FeatureExtractor) -> Float64:
@@ -199,6 +252,16 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(text: str) -> Any:
     raise ValueError(f"{text} is not a number")
+
+
+def _frame_by_frame(metric: PictureMetric, quantized: Pictures, full: Pictures) -> Float64:
+    """A metric of pictures for each frame (N, F), a few frames at a time: those of a long video would not fit."""
+    _check_pair(quantized, full)
+    n, frames, *shape = full.shape
+    a, b = (videos.reshape(n * frames, *shape) for videos in (quantized, full))
+    step = max(1, CHUNK_BYTES // math.prod(shape))
+    parts = [metric(a[i : i + step], b[i : i + step]) for i in range(0, len(a), step)]
+    return np.concatenate(parts).reshape(n, frames)
 
 
 def _check_videos(videos: Pictures, frames: int) -> None:

@@ -127,6 +127,7 @@ def compare(
         running.progress("comparing pictures", len(work.small), len(work.small))
     for small, found in zip(work.small, results, strict=True):
         found.update(_circumstances(asked, running, command))
+        found["commands"]["eval"] = command
         if asked.speed:
             found["speed"] = _speed(work, small, asked)
         found["seconds"] = {"total": time.perf_counter() - started}

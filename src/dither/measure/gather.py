@@ -64,6 +64,7 @@ def gather(small: Subject, full: Subject, what: Drawing, how: Judging, done: Fin
     followed = trajectory.summarize(chunks) if chunks else {}
     rows = describe(small.source.model, small.source.adapter)
     recipe = dict(header(small.source).recipe or {})
+    made = {key: recipe.pop(key, None) for key in ("seed", "calibration")}
     found = {
         "schema": 2,
         "kind": "eval",
@@ -71,6 +72,7 @@ def gather(small: Subject, full: Subject, what: Drawing, how: Judging, done: Fin
         "checkpoint": small.source.name,
         "bits": recipe.get("bits"),
         "recipe": recipe,
+        "commands": {"quantize": _quantize_command(full.source.name, small.source.name, made)},
         **results,
         "drift": _drift(followed),
         **followed,
@@ -86,6 +88,15 @@ def gather(small: Subject, full: Subject, what: Drawing, how: Judging, done: Fin
         "versions": versions(),
     }
     return found, judge
+
+
+def _quantize_command(model: str, checkpoint: str, made: Mapping[str, Any]) -> str | None:
+    """What makes the checkpoint again from its recipe as a file; None where a sampler of the user's own was used."""
+    how = made["calibration"]
+    if not isinstance(how, Mapping) or how.get("prompts"):
+        return None
+    options = " ".join(f"--{name} {how[name]}" for name in ("samples", "steps", "guidance", "calls") if name in how)
+    return f"dither quantize {model} -o {checkpoint} --recipe-file recipe.json --seed {made['seed']} {options}"
 
 
 def _drift(followed: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ __all__ = ["Chart", "Curve", "Dot", "step_charts"]
 
 WIDTHS = (500.0, 340.0)
 HEIGHT = 264.0
-LEFT, TOP, BOTTOM = 56.0, 16.0, 214.0
+TOP, BOTTOM = 16.0, 214.0
 Values = Sequence[float | None]
 
 
@@ -84,11 +84,11 @@ KINDS = (
         "trajectory.drift.relative", None, percent=True, unit="", may_log=True,
     ),
     Kind(
-        "Signal to noise of the predicted picture", "of x0 as each step predicts it: higher is closer",
+        "Signal to noise of the predicted picture", "x0 as each step predicts it; higher is closer",
         "trajectory.x0_snr_db", None, percent=False, unit=" dB", may_log=False,
     ),
     Kind(
-        "Amplification by guidance", "how much guidance multiplies the error of a call",
+        "Amplification by guidance", "relative error of the guided output over that of its conditional branch",
         "trajectory.guidance_amplification", None, percent=False, unit="×", may_log=False,
     ),
 )  # fmt: skip
@@ -129,8 +129,10 @@ def _chart(kind: Kind, lines: Sequence[tuple[str, int, Entry, Values]], width: f
     drawn = [value for *_, values in lines for value in values if value is not None]
     drawn += [value for band in bands if band for side in band for value in side if value is not None]
     y = _scale(kind, drawn)
+    ticks = y.ticks(5, kind.percent)
+    left = 16 + max((text_width(tick.label) for tick in ticks), default=30.0)
     count = max(len(values) for *_, values in lines)
-    x = Scale(0, count - 1, LEFT, right)
+    x = Scale(0, count - 1, left, right)
     ends = [_last(values) for *_, values in lines]
     label_y = spread([y(end[1]) for end in ends], 15, TOP + 4, BOTTOM)
     curves = [
@@ -141,9 +143,7 @@ def _chart(kind: Kind, lines: Sequence[tuple[str, int, Entry, Values]], width: f
     steps = [Tick(x(i), str(i + 1)) for i in range(0, count, stride)]
     said = "; ".join(f"{name} ends at {_say(kind, end[1])}" for (name, *_), end in zip(lines, ends, strict=True))
     label = f"{kind.title} over {count} sampling steps: {said}"
-    return Chart(
-        kind.title, kind.about, label, width, HEIGHT, LEFT, right, BOTTOM, steps, y.ticks(5, kind.percent), curves
-    )
+    return Chart(kind.title, kind.about, label, width, HEIGHT, left, right, BOTTOM, steps, ticks, curves)
 
 
 def _curve(

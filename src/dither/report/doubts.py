@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dither.report.columns import guard_title
 from dither.report.entries import Book
 from dither.report.form import DASH, Cell, interval, signed, significant
 from dither.report.load import Results, bounds, number, records, text
 from dither.report.metrics import METRICS, Metric
-from dither.report.tables import Row, Table, guard_title
+from dither.report.tables import Row, Table
 
 __all__ = ["Matrix", "Square", "guards", "matrices"]
 

@@ -90,7 +90,7 @@ def _article(book: Book, entry: Entry) -> dict[str, Any]:
         "strips": dots.psnr_strips(result),
         "guards": doubts.guards(result),
         "curves": curves.step_charts([entry]),
-        "amplification": verdict.amplification(result),
+        "curve_notes": verdict.trajectory_notes(result),
         "heatmap": sections.heatmap(result) is not None,
         "bits": bits.bits_charts(result),
         "ranges": sections.ranges(result) is not None,

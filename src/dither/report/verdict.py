@@ -17,11 +17,11 @@ __all__ = [
     "Card",
     "Caution",
     "Part",
-    "amplification",
     "cards",
     "cautions",
     "front_sentence",
     "shared_cautions",
+    "trajectory_notes",
     "verdict",
 ]
 
@@ -83,33 +83,43 @@ def _quality(result: Results) -> list[Part]:
     psnr, said = number(result, "psnr_db.mean"), interval(bounds(result, "psnr_db.ci95"), 1)
     if psnr is None:
         return []
-    floor, other = number(result, "noise_floor.psnr_db"), number(result, "noise_floor.other_seeds_psnr_db")
     parts = [
         Part("Pictures from the same seeds match full precision to "),
         Part(f"{decimals(psnr, 1)} dB", strong=True),
     ]
     parts.append(Part(f" PSNR (95%: {said})" if said else " PSNR (no interval was measured)"))
-    between = []
-    if floor is not None:
-        between.append(f"full precision against itself reaches {decimals(floor, 1)} dB")
-    if other is not None:
-        between.append(f"unrelated pictures {decimals(other, 1)} dB")
-    parts.append(Part("; " + ", ".join(between) if between else ""))
+    between, floor = _references(result), number(result, "noise_floor.psnr_db")
+    parts.append(Part(f"; {between}" if between else ""))
     top = bounds(result, "psnr_db.ci95")
     if floor is not None and top is not None and top[1] >= floor:
-        parts.append(Part("; beyond that floor it cannot be told from full precision"))
+        parts.append(Part("; by PSNR it cannot be told from full precision"))
     return [*parts, Part(".")]
 
 
+def _references(result: Results) -> str:
+    """What the noise floor and unrelated pictures reach, or empty text."""
+    floor, other = number(result, "noise_floor.psnr_db"), number(result, "noise_floor.other_seeds_psnr_db")
+    known = [
+        ("full precision against itself reaches", floor),
+        ("unrelated pictures" if floor is not None else "unrelated pictures reach", other),
+    ]
+    return ", ".join(f"{name} {decimals(value, 1)} dB" for name, value in known if value is not None)
+
+
 def _speed(result: Results) -> list[Part]:
-    ratio, found = number(result, "speed.ratio"), interval(bounds(result, "speed.ci95"), 2)
+    ratio, found = number(result, "speed.ratio"), bounds(result, "speed.ci95")
     simulated = number(result, "layers.simulated")
     if simulated:
         return [Part("Simulated", strong=True), Part(": no speed is claimed.")]
     if ratio is None:
         return []
-    word = "as fast as full precision on this machine"
-    return [Part(f"{decimals(ratio, 2)}×", strong=True), Part(f" {word}" + (f" (95%: {found})." if found else "."))]
+    word = "as fast as full precision" + (f" in {against}" if (against := text(result, "speed.against")) else "")
+    return [
+        Part(f"{decimals(ratio, 2)}×", strong=True),
+        Part(f" {word} on this machine"),
+        Part(f" (95%: {interval(found, 2)})" if found else ""),
+        Part(": no difference is shown." if found and found[0] <= 1 <= found[1] else "."),
+    ]
 
 
 def cautions(entry: Entry) -> list[Caution]:
@@ -155,7 +165,9 @@ def _doubts(result: Results) -> list[Caution]:
         found.append(Caution("No noise floor", "Full precision was not compared with itself."))
     reason = text(result, "fd.reason")
     if reason:
-        found.append(Caution("No Fréchet distance", reason[:1].upper() + reason[1:].rstrip(".") + "."))
+        known = number(result, "fd.to_full_precision") is not None
+        title = "No interval of the Fréchet distance" if known else "No Fréchet distance"
+        found.append(Caution(title, reason[:1].upper() + reason[1:].rstrip(".") + "."))
     return found
 
 
@@ -175,7 +187,7 @@ def cards(result: Results) -> list[Card]:
         (*_guard_card(result),),
         (*_speed_card(result),),
         (number(result, "memory.ratio"), _memory_card(result)),
-        (quantized, Card("Layers quantized", f"{decimals(quantized, 0)} of {decimals(total, 0)}", left)),
+        (quantized, Card("Layers quantized", f"{decimals(quantized, 0)}/{decimals(total, 0)}", left)),
         (kernels or None, Card("Kernels", "", _simulated(result), kernels)),
     ]
     return [card for there, card in shown if there is not None]
@@ -191,7 +203,9 @@ def _guard_card(result: Results) -> tuple[float | None, Card]:
 
 def _speed_card(result: Results) -> tuple[float | None, Card]:
     ratio, said = number(result, "speed.ratio"), interval(bounds(result, "speed.ci95"), 2)
-    return ratio, Card("Speed", f"{decimals(ratio, 2)}×", f"95%: {said}" if said else "against full precision")
+    batch = text(result, "speed.batch_size")
+    note = " · ".join([f"95%: {said}" if said else "against full precision", *([f"batch of {batch}"] if batch else [])])
+    return ratio, Card("Speed", f"{decimals(ratio, 2)}×", note)
 
 
 def _memory_card(result: Results) -> Card:
@@ -207,31 +221,47 @@ def _simulated(result: Results) -> str:
     return "no layer is simulated" if count == 0 else f"{count:.0f} layers simulated"
 
 
-def amplification(result: Results) -> str:
-    """How errors grow along the trajectory, or empty text."""
-    value = number(result, "trajectory.amplification")
-    return "" if value is None else f"Errors of single calls are amplified {significant(value)} times by the end."
+def trajectory_notes(result: Results) -> list[str]:
+    """How errors grow along the trajectory, and why a chart is missing."""
+    notes, value = [], number(result, "trajectory.amplification")
+    if value is not None:
+        notes.append(
+            f"Squared drift at the end is {significant(value)} times the sum of the errors of single calls: above 1 what each"
+            " step adds grows on its way to the picture, below 1 later steps contract it."
+        )
+    reason = text(result, "trajectory.x0_reason")
+    if reason is not None:
+        notes.append(f"No predicted picture: {reason.rstrip('.')}.")
+    return notes
 
 
 def front_sentence(book: Book) -> list[Part]:
-    """Which results nothing smaller is known to match in PSNR, in plain words."""
+    """Which results nothing smaller is known to match in PSNR, in plain words, between the two references."""
     joined = front(book, METRICS[0])
     if not joined:
         return []
-    names = [" or ".join(book.entries[index].name for index in group) for group in joined]
-    if len(names) == 1:
-        return [
-            Part(names[0], strong=True),
-            Part(" is the smallest, and nothing larger is known to be better in PSNR."),
-        ]
-    parts = [Part("Worth their size in PSNR, from the smallest on: ")]
-    for place, name in enumerate(names):
-        parts += [Part(name, strong=True), Part("." if place == len(names) - 1 else ", ")]
     inside = {index for group in joined for index in group}
     rest = [entry.name for entry in book.entries if entry.index not in inside]
-    if rest:
-        parts.append(Part(f" Not known to be better than something as small: {', '.join(rest)}."))
-    return parts
+    if len(joined) == 1:
+        parts = [_either(book, joined[0]), Part(": nothing larger is known to be better in PSNR.")]
+    else:
+        parts = [Part("Worth their size in PSNR, from the smallest on: ")]
+        for place, group in enumerate(joined):
+            parts += [_either(book, group), Part(_gain(book.entries[group[0]].result))]
+            parts.append(Part("." if place == len(joined) - 1 else ", "))
+        if rest:
+            parts.append(Part(f" Not known to be better than something as small: {', '.join(rest)}."))
+    between = _references(book.entries[0].result)
+    return [*parts, Part(f" {between[:1].upper()}{between[1:]}.")] if between else parts
+
+
+def _either(book: Book, group: Sequence[int]) -> Part:
+    return Part(" or ".join(book.entries[index].name for index in group), strong=True)
+
+
+def _gain(result: Results) -> str:
+    ratio, psnr = number(result, "size.ratio"), f"{decimals(number(result, 'psnr_db.mean'), 1)} dB"
+    return f" ({psnr})" if ratio is None else f" ({decimals(ratio, 2)}× smaller, {psnr})"
 
 
 def shared_cautions(book: Book) -> list[Caution]:

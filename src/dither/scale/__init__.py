@@ -4,8 +4,8 @@
     run(jobs, make, Processes(workers=4, threads=2), store, tell=print)
     arrays = store.get(jobs[0])
 
-``jobs`` the nouns; ``shards`` the store; ``run`` resumes; ``local``, ``pool`` and ``ray`` the executors. Nothing here
-knows what a job computes.
+``jobs`` the nouns; ``shards`` the store; ``run`` resumes; ``local``, ``pool`` and ``ray`` the executors, of which the last
+two share ``team``. Nothing here knows what a job computes.
 """
 
 from dither.scale.jobs import Arrays, Executor, Failure, Job, MakeWorker, Worker, key_of

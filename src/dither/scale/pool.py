@@ -62,8 +62,9 @@ class Processes:
     attempts: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("workers", "threads", "attempts"):
-            check_count(name, getattr(self, name))
+        check_count("workers", self.workers)
+        check_count("threads", self.threads)
+        check_count("attempts", self.attempts)
 
     def map(self, make: MakeWorker, jobs: Sequence[Job]) -> Generator[tuple[Job, Arrays | Failure], None, None]:
         """As ``Executor.map``."""

@@ -63,8 +63,9 @@ class RayActors:
     patience_s: float = 120.0
 
     def __post_init__(self) -> None:
-        for name in ("workers", "threads", "attempts"):
-            check_count(name, getattr(self, name))
+        check_count("workers", self.workers)
+        check_count("threads", self.threads)
+        check_count("attempts", self.attempts)
 
     def map(self, make: MakeWorker, jobs: Sequence[Job]) -> Generator[tuple[Job, Arrays | Failure], None, None]:
         """As ``Executor.map``."""
