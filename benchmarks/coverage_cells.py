@@ -30,10 +30,17 @@ class Cell:
     modules: tuple[str, ...]
     dimension: int | None = None
     costly: bool = False
+    wide: str = ""  # why it may cover more than 98%
 
     def about(self) -> dict[str, Any]:
         """What the row is about."""
-        return {"what": self.what, "case": self.case, "n": self.n, "dimension": self.dimension}
+        return {
+            "what": self.what,
+            "case": self.case,
+            "n": self.n,
+            "dimension": self.dimension,
+            "reason": self.wide or None,
+        }
 
 
 def inside(interval: Interval, truth: float) -> bool:
@@ -83,7 +90,8 @@ def mean_cells() -> dict[str, Cell]:
 
 def accuracy_cells() -> dict[str, Cell]:
     cells = {}
-    for case, gained, lost in (("1% change", 0.005, 0.005), ("5% change", 0.02, 0.03), ("25% worse", 0.01, 0.25)):
+    cases = (("1% change", 0.005, 0.005, 1024), ("5% change", 0.02, 0.03, 256), ("25% worse", 0.01, 0.25, 64))
+    for case, gained, lost, enough in cases:
         for n in (64, 256, 1024):
 
             def holds(truth: float, rng: Rng, p: tuple[float, float] = (gained, lost), n: int = n) -> bool:
@@ -91,7 +99,13 @@ def accuracy_cells() -> dict[str, Cell]:
                 return inside(intervals.paired_proportion_interval(int(up), int(down), n), truth)
 
             cells[f"accuracy {case}-{n}"] = Cell(
-                "class accuracy difference", case, n, holds, lambda d=gained - lost: d, ("intervals",)
+                "class accuracy difference",
+                case,
+                n,
+                holds,
+                lambda d=gained - lost: d,
+                ("intervals",),
+                wide="" if n >= enough else "wide on purpose: counts of a few changed pictures allow no exact interval",
             )
     return cells
 

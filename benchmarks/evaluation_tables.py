@@ -72,7 +72,8 @@ def ranking_pairs() -> str:
 def pair_cell(pair: Mapping[str, Any]) -> str:
     """Share and separation."""
     apart = pair["separation"]
-    return f"{percent(pair['share'])}; {apart['mean']:.1f} {interval(apart['ci95'], 1)}"
+    mean = round(apart["mean"], 1) + 0.0  # no -0.0
+    return f"{percent(pair['share'])}; {mean:.1f} {interval(apart['ci95'], 1)}"
 
 
 def ranking_values() -> str:
@@ -178,5 +179,5 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "ranking-pairs": ranking_pairs,
     "ranking-values": ranking_values,
     "coverage": lambda: if_committed("coverage", coverage),
-    "trajectory": lambda: if_committed("trajectory", trajectory),
+    "trajectory": trajectory,
 }

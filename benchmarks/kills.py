@@ -84,8 +84,9 @@ def disturb(command: Sequence[str], store: Path, rng: random.Random, longest_s: 
             if run.poll() is not None:
                 break
             family = workers_of(driver)
-            victim = driver if k else rng.choice(family or [driver])
-            _kill(victim)
+            if k == 0 and not family:
+                continue  # it has not replaced the last one yet, or needs none any more
+            _kill(driver if k else rng.choice(family))
             killed[k] = round(time.monotonic() - start, 3)
         run.wait()
     _, alive = psutil.wait_procs(family, VANISH_S)

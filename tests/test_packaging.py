@@ -86,7 +86,7 @@ def test_the_zoo_stays_small():
 
 
 UNPINNED = {"fid", "lpips"}
-"""They need a torchvision built for the user's own torch, which no pin can know; neither command of the README installs them."""
+"""They need a torchvision built for the user's own torch, which no pin can know; the README's commands install neither."""
 
 
 @pytest.mark.parametrize("python", PYTHONS)

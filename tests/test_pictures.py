@@ -41,6 +41,11 @@ def test_npz(tmp_path):
     save_npz(path, images, ["a cat", "b", "c"], [0, 1, 2])
     with np.load(path, allow_pickle=False) as saved:
         assert saved["arr_1"].tolist() == ["a cat", "b", "c"]
+    videos = images[:, None].repeat(2, axis=1)
+    save_npz(path, videos, ["a cat", "b", "c"], [0, 1, 2], {"steps": 4})
+    with np.load(path, allow_pickle=False) as saved:
+        assert np.array_equal(saved["arr_0"], videos)
+        assert saved["settings"].item() == '{"steps": 4}'
     with pytest.raises(BadValue, match="folder"):
         save_npz(tmp_path / "no" / "out.npz", images, [4, 5, 6], [0, 1, 2])
     with pytest.raises(BadValue, match="2 labels"):

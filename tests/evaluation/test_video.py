@@ -10,10 +10,15 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from dither.errors import BadValue
 from dither.evaluation import frechet
+from dither.evaluation.image import mean_squared_error, psnr, ssim
+from dither.evaluation.judge import Judge
 from dither.evaluation.video import (
     FrameMean,
+    Videos,
     consistency,
+    film_strips,
     flicker,
+    frame_errors,
     frame_features,
     frame_psnr,
     frame_ssim,
@@ -77,6 +82,53 @@ def test_frames_are_compared_with_the_same_frames():
     assert (psnr[others] == 60).all()
     np.testing.assert_allclose(ssim[others], 1)
     assert ssim[1, 2] < 0.95
+
+
+@pytest.mark.parametrize("chunk", [1, 1000, 10**6])
+def test_frames_may_be_looked_at_a_few_at_a_time(monkeypatch, chunk):
+    full, quantized = videos(), videos(seed=1)
+    monkeypatch.setattr("dither.evaluation.video.CHUNK_BYTES", chunk)
+    for found, metric in ((frame_errors, mean_squared_error), (frame_ssim, ssim)):
+        expected = [metric(a, b) for a, b in zip(quantized, full, strict=True)]
+        np.testing.assert_allclose(found(quantized, full), expected, rtol=1e-12)
+
+
+def test_a_strip_shows_frames_from_the_first_to_the_last():
+    x = np.full((2, 9, 4, 6, 3), np.arange(9, dtype=np.uint8)[:, None, None, None])
+    strips = film_strips(x)
+    assert strips.shape == (2, 4, 5 * 6 + 4 * 2, 3)
+    assert strips[0, 0, ::8, 0].tolist() == [0, 2, 4, 6, 8]
+    assert (strips[:, :, 6:8] == 255).all()
+    assert film_strips(x[:, :2])[1, 0, ::8, 0].tolist() == [0, 1]
+
+
+def test_wide_strips_are_made_smaller_by_means_of_squares():
+    x = np.random.default_rng(0).integers(0, 256, (1, 2, 9, 1800, 1), dtype=np.uint8)
+    strip = film_strips(x)  # by 3: 3600 pixels in all
+    assert strip.shape == (1, 3, 600 + 2 + 600, 1)
+    assert strip[0, 1, 1, 0] == round(x[0, 0, 3:6, 3:6, 0].mean())
+    assert film_strips(x[:, :, :2]).shape == (1, 1, 900 + 2 + 900, 1)  # never below one pixel
+
+
+def test_a_judge_of_videos_counts_videos_and_shows_the_worst():
+    full = videos(40, 3)
+    quantized = full.copy()
+    quantized[:, 1] //= 2
+    quantized[7] = 255 - quantized[7]
+    judge = Judge(show=3, floor=0, medium=Videos())
+    for rows in (range(25), range(25, 40)):
+        judge.add(rows, [0] * len(rows), rows, full[rows], quantized[rows])
+    results = judge.results()
+    expected = psnr(frame_errors(quantized, full)).mean(axis=1)
+    np.testing.assert_allclose(judge.psnr(), expected)
+    np.testing.assert_allclose(judge.ssim(), frame_ssim(quantized, full).mean(axis=1))
+    assert (results["n"], results["psnr_db"]["identical"]) == (40, 0)
+    assert results["psnr_db"]["mean"] == pytest.approx(expected.mean())
+    low, high = results["psnr_db"]["ci95"]
+    assert low < expected.mean() < high
+    assert [(entry["index"], entry["worst"]) for entry in results["images"]] == [(0, False), (1, False), (7, True)]
+    with pytest.raises(BadValue, match=r"quantized videos .* where uint8 \(2, F, H, W, C\)"):
+        judge.add(range(2), [0, 0], range(2), full[:2], full[:2, 0])
 
 
 def test_consistency_is_vbenchs_formula():

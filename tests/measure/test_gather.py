@@ -124,3 +124,13 @@ def test_real_pictures_in_a_file_serve_any_features(tmp_path):
     for row in rows.values():
         assert row["features"] == "zoo:digits"
         assert row["quantized"] != row["full_precision"]
+
+
+def test_scores_of_prompts_need_prompts(folders, monkeypatch):
+    monkeypatch.setattr(
+        "dither.measure.judges.open_scorer", lambda text: lambda pictures, prompts: pictures[:, 0, 0, 0]
+    )
+    with pytest.raises(BadValue, match="'clip_score' needs prompts, and 'full' draws from class numbers"):
+        run(folders, lambda job: False, asked=Asked(n=2, metrics=("clip-score:somewhere",)))
+    with pytest.raises(BadValue, match="'clip-score' is asked for twice"):
+        judging_for(None, [], ["clip-score:a", "clip-score:b"], None, 0)

@@ -1,6 +1,7 @@
 import json
 import shutil
 
+import diffusers
 import pytest
 import torch
 
@@ -57,3 +58,10 @@ def test_only_a_quantized_model_has_a_header(subjects):
     assert header(subjects[1].source).plan.layers
     with pytest.raises(BadModel, match="'full' is not quantized by dither"):
         header(subjects[0].source)
+
+
+def test_infinite_settings_are_still_json(folders):
+    source = open_source(str(folders[0]))
+    source.pipeline.scheduler = diffusers.DPMSolverMultistepScheduler()
+    assert scheduler_settings(source)["lambda_min_clipped"] == "-Infinity"
+    json.dumps(scheduler_settings(source), allow_nan=False)

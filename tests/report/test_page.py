@@ -90,7 +90,7 @@ def titles(page):
 
 def test_sections_are_in_order(result):
     assert titles(render([result])) == [
-        "Pictures", "Size and quality", "How close is every picture", "Guards against the data",
+        "Pictures", "Size and quality", "How close is every picture", "Guards of quality",
         "Along the trajectory", "Layers over timesteps", "Bits by layer", "Activation ranges", "The plan",
         "How to reproduce",
     ]  # fmt: skip
@@ -101,7 +101,7 @@ def test_older_results_still_open(result):
         del result[new]
     page = render([result | {"schema": 1, "lpips": None, "scheduler": None, "executor": None}])
     assert "Drift" in visible(page)
-    assert "Guards against the data" not in titles(page)
+    assert "Guards of quality" not in titles(page)
     assert "dither eval smoothquant-w8a8 --against zoo:fashion" in visible(page)
 
 

@@ -62,7 +62,9 @@ Features = Annotated[
 ]
 Metric = Annotated[
     Optional[list[str]],  # noqa: UP045
-    typer.Option(help="more metrics: lpips, clip-score[:FOLDER], external:COMMAND"),
+    typer.Option(
+        help="more metrics: lpips, clip-score[:FOLDER], image-reward:PYTHON, external:COMMAND, vbench:Q.json,FP.json"
+    ),
 ]
 Reference = Annotated[Optional[Path], typer.Option(help="real pictures or their statistics in ADM's layout, .npz")]  # noqa: UP045
 Timed = Annotated[bool, typer.Option(help="time the denoisers by turns")]

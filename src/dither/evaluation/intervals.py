@@ -93,12 +93,12 @@ def paired_proportion_interval(gained: int, lost: int, n: int, *, level: float =
         n: all pictures.
         level: of the interval.
 
-    Adjusted Wald (Bonett and Price 2012): as if one more picture had been gained and one lost. Unlike a bootstrap it has
-    width where nothing was gained or lost, and errs on the wide side there.
+    Wald's with half a picture added to each cell of the table (Agresti and Min 2005). Unlike a bootstrap it has width where
+    nothing was gained or lost; where fewer than about 5 pictures were, it errs on the wide side.
     """
     if not (n >= 1 and gained >= 0 and lost >= 0 and gained + lost <= n):
         raise BadValue(f"{gained} gained and {lost} lost cannot be counted among {n} pictures.")
-    up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
+    up, down = (gained + 0.5) / (n + 2), (lost + 0.5) / (n + 2)
     half = stats.norm.ppf((1 + level) / 2) * np.sqrt((up + down - (up - down) ** 2) / (n + 2))
     return max(float(up - down - half), -1.0), min(float(up - down + half), 1.0)
 

@@ -115,6 +115,8 @@ def compare(
     started = time.perf_counter()
     work = _plan(quantized, against, asked)
     how = judging_for(work.full.source, asked.features, asked.metrics, asked.reference, asked.images)  # before any work
+    if how.scores and not all(isinstance(label, str) for label in work.what.labels):
+        raise BadValue(f"'{next(iter(how.scores))}' needs prompts, and '{work.full.source.name}' draws from class numbers")
     with _store(running) as store:
         outcome = _run(work, running, store)
         done = Finished(store, outcome.failures)

@@ -89,6 +89,8 @@ def judging_for(
     scores: dict[str, Score] = {}
     for text in metrics:
         kind, _, rest = text.partition(":")
+        if kind.replace("-", "_") in {*distances, *scores}:
+            raise BadValue(f"the metric {kind!r} is asked for twice: its results would have one name")
         if kind == LPIPS:
             distances[LPIPS] = open_lpips(rest or "alex")
         else:

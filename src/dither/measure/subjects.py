@@ -102,7 +102,7 @@ def scheduler_settings(source: Source) -> dict[str, Any]:
     if scheduler is None:
         return {}
     settings = {k: v for k, v in dict(scheduler.config).items() if not k.startswith("_")}
-    plain = json.loads(json.dumps(settings, default=str))
+    plain = json.loads(json.dumps(settings, default=str), parse_constant=str)  # JSON has no infinity; DPM-Solver does
     return {"class": type(scheduler).__name__, **plain}
 
 

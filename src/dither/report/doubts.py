@@ -76,7 +76,7 @@ def guards(result: Results) -> Table | None:
         "Both models against the data. A guard that is undecided has not shown that nothing changed: a change smaller than"
         " the detectable difference would not be seen."
     )
-    return Table("Guards against the data", heads, rows, [note])
+    return Table("Guards of quality", heads, rows, [note])
 
 
 def _guard(guard: Results) -> Row:

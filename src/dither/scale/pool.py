@@ -156,6 +156,7 @@ def _send(pipe: Connection, reply: Reply) -> None:
 
 def _serve(pipe: Connection) -> None:
     """The life of a worker process: build the model, then answer each job."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # an orderly end: libraries release their semaphores
     threading.Thread(target=_follow_the_driver, daemon=True).start()
     try:
         worker = build(partial(_unpack, pipe))
