@@ -10,7 +10,7 @@ import numpy.typing as npt
 from dither.errors import BadValue
 from dither.evaluation import frechet, frechet_pairs
 from dither.evaluation.guards import Crowd, RealCrowd, quality_guards
-from dither.evaluation.intervals import bootstrap_mean_interval
+from dither.evaluation.intervals import paired_proportion_interval
 from dither.evaluation.planning import detectable_difference
 from dither.evaluation.protocol import FeatureExtractor, Label, Pictures, RealStats
 
@@ -177,5 +177,7 @@ def measure_accuracy(
         "full_precision": float(full.mean()),
         "real": None if real is None else real.accuracy,
         "difference": float((quantized - full).mean()),
-        "ci95": list(bootstrap_mean_interval(quantized - full)),
+        "ci95": list(
+            paired_proportion_interval(int((quantized > full).sum()), int((quantized < full).sum()), len(wanted))
+        ),
     }

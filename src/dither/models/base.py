@@ -15,10 +15,17 @@ from typing import Any, Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-__all__ = ["AdaLN", "Adapter", "Call", "Fold", "Kind", "Layer", "Rows", "Site", "linear_at"]
+__all__ = ["AdaLN", "Adapter", "Call", "Conditions", "Fold", "Kind", "Layer", "Rows", "Site", "linear_at"]
 
 Kind: TypeAlias = Literal["qkv", "cross_q", "cross_kv", "attn_out", "fc1", "fc2", "adaln", "embed", "final", "other"]
 """What a linear is for; stages choose formats by it."""
+
+
+class Conditions(Protocol):
+    """How a modulation linear's input follows from the noise level and the class, without any picture."""
+
+    def __call__(self, model: nn.Module, levels: Tensor) -> Tensor:
+        """Its input (L * classes, D) at these normalized noise levels (L,), for every class and the null class."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +36,13 @@ class AdaLN:
         linear: name of the modulation linear (R, D).
         shift: first and last-plus-one row of the shift.
         scale: the same of the scale.
+        conditions: the linear's possible inputs; ``None`` where more than noise level and class decides (a prompt).
     """
 
     linear: str
     shift: tuple[int, int]
     scale: tuple[int, int]
+    conditions: Conditions | None = None
 
 
 @dataclass(frozen=True)

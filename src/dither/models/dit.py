@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from dither.errors import BadModel, BadValue
@@ -21,7 +22,7 @@ from dither.models.base import AdaLN, Call, Kind, Layer, Rows, Site
 from dither.models.calls import argument, replace_first, to_batch
 from dither.models.linears import linears_of
 
-__all__ = ["DiT"]
+__all__ = ["DiT", "LabelConditions"]
 
 TRAINING_STEPS = 1000
 BLOCK = r"transformer_blocks\.\d+"
@@ -86,6 +87,26 @@ class DiT:
         return replace_first(call, "hidden_states", output)
 
 
+@dataclass(frozen=True)
+class LabelConditions:
+    """Inputs of a block's modulation linear: ``silu(emb(timestep, label))`` of the block's own embedder.
+
+    Args:
+        block: name of the block.
+    """
+
+    block: str
+
+    def __call__(self, model: nn.Module, levels: Tensor) -> Tensor:
+        """(L * classes, D): every class, then the null class, at each noise level (L,)."""
+        norm = cast(Any, model.get_submodule(f"{self.block}.norm1"))
+        table = norm.emb.class_embedder.embedding_table.weight  # (classes, D)
+        labels = torch.arange(len(table), device=table.device).repeat(len(levels))
+        steps = levels.to(table.device).mul(TRAINING_STEPS).repeat_interleave(len(table))
+        inputs: Tensor = norm.silu(norm.emb(steps, labels, hidden_dtype=table.dtype))
+        return inputs
+
+
 def _batch(model: nn.Module, call: Call) -> int:
     state = argument(call, "hidden_states", 0)
     if not isinstance(state, Tensor) or state.ndim != 4:
@@ -114,12 +135,16 @@ def _block_sites(block: str, linears: dict[str, nn.Linear]) -> list[Site]:
         Site(
             f"{block}.norm1",
             tuple(f"{block}.attn1.to_{x}" for x in "qkv"),
-            AdaLN(modulation, shift=rows(0), scale=rows(1)),
+            AdaLN(modulation, rows(0), rows(1), LabelConditions(block)),
         ),
         Site(
             f"{block}.attn1.heads", (f"{block}.attn1.to_out.0",), Rows(value, (0, _linear(linears, value).out_features))
         ),
-        Site(f"{block}.norm3", (f"{block}.ff.net.0.proj",), AdaLN(modulation, shift=rows(3), scale=rows(4))),
+        Site(
+            f"{block}.norm3",
+            (f"{block}.ff.net.0.proj",),
+            AdaLN(modulation, rows(3), rows(4), LabelConditions(block)),
+        ),
         Site(f"{block}.ff.activation", (f"{block}.ff.net.2",)),
     ]
 
