@@ -44,6 +44,7 @@ from dither.scale.team import conduct
 __all__ = ["Processes"]
 
 _JOIN_S = 5.0
+_IDLE_S = 0.5
 _LAST_BREATH_S = 0.2
 
 
@@ -97,6 +98,7 @@ class _Process:
     def end(self) -> str:
         """As ``Member.end``."""
         self.pipe.close()
+        self.process.join(_IDLE_S)  # one that waits for a job leaves by itself
         self.process.terminate()
         self.process.join(_JOIN_S)
         if self.process.exitcode is None:
@@ -164,7 +166,9 @@ def _serve(pipe: Connection) -> None:
         while not isinstance(worker, Abort):
             _send(pipe, attempt(worker, pipe.recv()))
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the driver is gone
+        return  # the driver is gone, or needs this worker no more
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # on its way out: a second farewell would interrupt the first
 
 
 def _unpack(pipe: Connection) -> Worker:
