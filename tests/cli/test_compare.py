@@ -2,7 +2,11 @@
 
 import csv
 import json
+import os
+import shlex
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -13,7 +17,7 @@ def numbers(path):
     """What must not depend on where or how often it ran."""
     data = json.loads(path.read_text())
     for result in data.get("results", [data]):
-        for key in ("seconds", "command", "executor", "threads"):
+        for key in ("seconds", "command", "commands", "executor", "threads"):
             result.pop(key)
     return {key: value for key, value in data.items() if key != "command"}
 
@@ -103,6 +107,21 @@ def test_processes_give_the_same_results(dither, packed, model, tmp_path):
     result = dither(words)
     assert result.exit_code == 0, result.stderr
     assert json.loads((tmp_path / "there.json").read_text())["executor"] == "Processes"
+    assert numbers(tmp_path / "here.json") == numbers(tmp_path / "there.json")
+
+
+def test_ray_gives_the_same_results(dither, packed, model, tmp_path):
+    """In a process of its own: Ray must not stay in the one of the tests."""
+    pytest.importorskip("ray", reason="needs the extra 'ray'")
+    assert dither(f"eval {packed} --against {model} {SHORT} --json here.json --threads 1").exit_code == 0
+    words = f"eval {packed} --against {model} {SHORT} --json there.json --executor ray --workers 1 --threads 1"
+    code = f"import sys; from dither.cli import main; sys.argv = {['dither', *shlex.split(words)]}; main()"
+    alone = {**os.environ, "RAY_AUTH_TOKEN": "0" * 64, "PYTHONPATH": ""}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=alone, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert json.loads((tmp_path / "there.json").read_text())["executor"] == "RayActors"
     assert numbers(tmp_path / "here.json") == numbers(tmp_path / "there.json")
 
 

@@ -26,10 +26,7 @@ from dither.measure.speed import speed
 from dither.measure.subjects import Subject, check_pair, header, open_subject
 from dither.quantization import sample_seeds
 from dither.sampling import default_labels
-from dither.scale.jobs import Executor, Job
-from dither.scale.local import InProcess
-from dither.scale.run import Outcome, run
-from dither.scale.shards import ShardStore
+from dither.scale import Executor, InProcess, Job, Outcome, Processes, RayActors, ShardStore, run
 from dither.sources import Source
 
 __all__ = ["Asked", "Model", "Progress", "Running", "compare", "draw_shard"]
@@ -116,7 +113,9 @@ def compare(
     work = _plan(quantized, against, asked)
     how = judging_for(work.full.source, asked.features, asked.metrics, asked.reference, asked.images)  # before any work
     if how.scores and not all(isinstance(label, str) for label in work.what.labels):
-        raise BadValue(f"'{next(iter(how.scores))}' needs prompts, and '{work.full.source.name}' draws from class numbers")
+        raise BadValue(
+            f"'{next(iter(how.scores))}' needs prompts, and '{work.full.source.name}' draws from class numbers"
+        )
     with _store(running) as store:
         outcome = _run(work, running, store)
         done = Finished(store, outcome.failures)
@@ -228,10 +227,11 @@ def _store(running: Running) -> Iterator[ShardStore]:
 
 
 def _circumstances(asked: Asked, running: Running, command: str) -> dict[str, Any]:
+    elsewhere = isinstance(running.executor, Processes | RayActors)
     return {
         "seed": asked.seed,
         "device": device_name(),
-        "threads": torch.get_num_threads(),
+        "threads": running.executor.threads if elsewhere else torch.get_num_threads(),
         "executor": type(running.executor).__name__,
         "command": command,
         "speed": None,
