@@ -174,10 +174,19 @@ def if_committed(name: str, make: Callable[[], str]) -> str:
     return make() if (RESULTS / f"{name}.json").is_file() else "Not measured yet.\n"
 
 
+def kills() -> str:
+    """Is a run that was killed again and again the same in the end?"""
+    data = result("kills")
+    head = ["workers killed", "drivers killed", "stored files of a run", "runs compared", "identical", "workers left over"]
+    row = [data["worker_kills"], data["driver_kills"], data["files"], data["results"], data["identical"], data["orphans"]]
+    return table(head, [[str(value) for value in row]])
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "ranking": ranking,
     "ranking-pairs": ranking_pairs,
     "ranking-values": ranking_values,
     "coverage": lambda: if_committed("coverage", coverage),
     "trajectory": trajectory,
+    "kills": kills,
 }

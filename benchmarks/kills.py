@@ -209,7 +209,7 @@ def main() -> None:
         print(f"{len(wanted[0])} files in {seconds:.1f} s undisturbed", file=sys.stderr)
         found = Trial(command, result, options.longest).disturbed(Path(folder), options.rounds, options.seed, wanted)
     shown = shlex.join(["python", "-m", "benchmarks.kills", *sys.argv[1:]])
-    write_result(options.out, {"files": len(wanted[0]), "seconds": round(seconds, 1), **found, **environment(shown, 0)})
+    write_result(options.out, {"files": len(wanted[0]), "seconds": round(seconds, 1), **found, **environment(shown, 1)})
     if found["identical"] < found["results"] or found["orphans"]:
         sys.exit("a resumed result differs, or a worker outlived its driver")
 
