@@ -3,9 +3,10 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import coverage, populations
+from benchmarks import coverage, coverage_guards, populations
 from benchmarks.common import RESULTS
 from benchmarks.coverage_cells import CELLS
+from dither.errors import BadValue
 
 
 def test_a_row_counts_and_says_how_sure_it_is():
@@ -29,7 +30,8 @@ def test_a_run_goes_on_where_it_stopped(tmp_path):
     assert 0.85 <= first[0]["coverage"] <= 0.99
 
 
-def test_too_few_pictures_are_refused_with_the_number(tmp_path):
+def test_too_few_pictures_are_refused_with_the_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(populations, "TRUTH_SAMPLES", populations.CHUNK)
     (found,) = [row for row in coverage.measure(50, 0, 1, tmp_path, "fd nothing-64") if "paired" in row["what"]]
     assert found["coverage"] is None
     assert "at least 128 pictures, got 64" in found["reason"]
@@ -49,6 +51,35 @@ def test_recipes_change_the_same_pictures():
     assert len(recipes) == 2
     assert not np.array_equal(*recipes)
     assert all(np.corrcoef(full.ravel(), x.ravel())[0, 1] > 0.9 for x in recipes)
+
+
+def test_guards_are_asked_for_what_they_print():
+    rng = np.random.default_rng(0)
+    for metric in coverage_guards.METRICS:
+        full, quantized, real = coverage_guards.sample(metric, "broken", 128, rng)
+        low, high = coverage_guards.printed_interval(metric, full, quantized, real)
+        assert low < high
+        same = coverage_guards.printed_interval(metric, full, full, real)
+        assert same[0] <= 0 <= same[1]
+    few = coverage_guards.sample("recall", "broken", 64, rng)
+    with pytest.raises(BadValue, match="at least 80"):
+        coverage_guards.printed_interval("recall", *few)
+
+
+def test_a_truth_is_zero_only_where_nothing_differs(monkeypatch):
+    monkeypatch.setattr(coverage_guards, "TRUTH_SETS", 2)
+    monkeypatch.setattr(coverage_guards, "TRUTH_SIZE", 500)
+    monkeypatch.setattr(coverage_guards, "RECALL_SETS", 2)
+    for metric in coverage_guards.METRICS:
+        assert coverage_guards.truth(metric, "nothing", 128) == 0
+        assert coverage_guards.truth(metric, "broken", 128) != 0
+
+
+def test_features_have_the_size_that_the_kernel_is_made_for():
+    real = coverage_guards.fixed_real()
+    np.testing.assert_allclose(np.linalg.norm(coverage_guards.scaled("cmmd", real), axis=1), 1)
+    assert np.square(coverage_guards.scaled("kid", real)).mean() == pytest.approx(coverage_guards.KID_SQUARE)
+    assert coverage_guards.scaled("recall", real) is real
 
 
 def test_moments_are_those_of_a_large_sample(monkeypatch):

@@ -21,7 +21,17 @@ from dither.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("training/*.md")])
-GUIDES = ("quickstart", "my-checkpoint", "new-stage", "new-family", "format", "evaluation", "results", "kernels", "design")
+GUIDES = (
+    "quickstart",
+    "my-checkpoint",
+    "new-stage",
+    "new-family",
+    "format",
+    "evaluation",
+    "results",
+    "kernels",
+    "design",
+)
 COMMANDS = typer.main.get_command(app)
 
 

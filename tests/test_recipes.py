@@ -2,15 +2,18 @@
 
 import json
 
+import jobs
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import dither
 from dither import recipes
 from dither.errors import BadRecipe, DitherError
 from dither.recipes import RECIPES, get, override, recipe_from, recipe_to
 from dither.spec import Act, Bits, Int
-from dither.stages import Assign, stages_of
+from dither.stages import Assign, Rotate, Smooth, stages_of
 
 WIDTHS = [None, "w8a8", "w4a8", "w4a4", "w2", "w1a1", "w3a16"]
 
@@ -96,7 +99,7 @@ def test_a_whole_format_may_be_set():
         ("smooth.alpha", "STAGE.FIELD=VALUE"), ("alpha=1", "STAGE.FIELD=VALUE"), ("", "STAGE.FIELD=VALUE"),
         ("smooth.stage=rtn", "STAGE.FIELD=VALUE"), ("=1", "STAGE.FIELD=VALUE"),
         ("clip.steps=3", "'smoothquant' has no stage 'clip'; its stages are smooth, assign, rtn, ranges"),
-        ("smooth.alhpa=0.5", "stage 'smooth' has no field 'alhpa'; its fields are alpha, search, online, rows"),
+        ("smooth.alhpa=0.5", "stage 'smooth' has no field 'alhpa'; its fields are alpha, vidit_alpha"),
         ("smooth.=1", "no field ''"), ("smooth.alpha.deep=1", "'alpha' has no fields of its own"),
         ("assign.weight.bits=12", "12 bits"), ("assign.weight.bits=high", "assign.weight.*'high'"),
         ("assign.weight.width=8", "assign.weight.*'width'"), ("assign.weight.kind=float", "assign.weight.*'float'"),
@@ -120,7 +123,9 @@ def test_a_wrong_setting_is_named_in_one_sentence(setting, words):
 
 
 def test_an_unknown_recipe_lists_the_names():
-    with pytest.raises(BadRecipe, match="unknown recipe 'magic'; known are rtn, rtn-clip, smoothquant"):
+    with pytest.raises(
+        BadRecipe, match="unknown recipe 'magic'; known are rtn, rtn-clip, smoothquant, quarot, vidit-q"
+    ):
         get("magic")
 
 
@@ -180,8 +185,8 @@ JSON = st.recursive(
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(st.sampled_from(["smooth", "assign", "clip", "rtn", "ranges", "other"]), st.dictionaries(
-    st.sampled_from(["alpha", "weight", "act", "steps", "keep", "search", "exclude"]), JSON, max_size=3
+@given(st.sampled_from(["smooth", "rotate", "assign", "clip", "rtn", "ranges", "other"]), st.dictionaries(
+    st.sampled_from(["alpha", "weight", "act", "steps", "keep", "search", "exclude", "block", "threshold"]), JSON, max_size=3
 ))  # fmt: skip
 def test_any_json_is_a_recipe_or_one_clear_error(tag, fields):
     data = {"name": "mine", "bits": "w8", "stages": [{"stage": tag, **fields}]}
@@ -191,3 +196,41 @@ def test_any_json_is_a_recipe_or_one_clear_error(tag, fields):
         assert str(e)  # noqa: PT017
         return
     assert stages_of(recipe)[0].tag == tag
+
+
+# --- ViDiT-Q
+
+
+def stage_of(recipe, kind):
+    return next((s for s in stages_of(recipe) if isinstance(s, kind)), None)
+
+
+@pytest.mark.parametrize("bits", ["w8a8", "w6a6", "w4a8", "w4a4"])
+def test_vidit_q_scales_then_rotates_then_rounds_once_with_zero_points(bits):
+    recipe = get("vidit-q", bits)
+    assert [tag for tag, _ in recipe.stages] == ["smooth", "rotate", "assign", "rtn", "ranges"]
+    assign, widths = assign_of(recipe), Bits.parse(bits)
+    assert assign.weight == Int(widths.weight, symmetric=False)
+    assert assign.act == Act(Int(widths.act, symmetric=False))  # dynamic, per token
+
+
+def test_the_released_presets_differ_where_they_are_said_to():
+    assert stage_of(get("vidit-q-released", "w8a8"), Rotate) is None
+    assert [stage_of(get("vidit-q-released", b), Smooth).vidit_alpha for b in ("w4a8", "w6a6")] == [0.99, 0.375]
+    acts = [assign_of(get("vidit-q-released", b)).act for b in ("w8a8", "w4a4")]
+    assert acts == [Act(Int(8)), Act(Int(4, symmetric=False))]
+    assert assign_of(get("vidit-q-released", "w4a8")).adaln is None
+
+
+@pytest.mark.parametrize("name", ["quarot", "vidit-q", "vidit-q-released"])
+def test_rotations_are_stored_and_conditional_rows_share_no_scale(name, tmp_path):
+    """A sample's answer is the same, to the last bit, however large its neighbour in the batch is."""
+    pipe = dither.quantize(jobs.pipeline(), name, "w4a4", calibration=dither.Calibration(samples=10, steps=3, calls=3))
+    layer = pipe.transformer.transformer_blocks[0].attn1.to_q
+    assert layer.spec.rotation is not None
+    x = torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0))
+    loud = torch.stack((x[0], 1000 * x[1]))
+    assert torch.equal(layer(x)[0], layer(loud)[0])
+    want = jobs.outputs(pipe.transformer)
+    dither.save(pipe, tmp_path / "saved")
+    assert torch.equal(jobs.outputs(dither.load(tmp_path / "saved").transformer), want)

@@ -134,8 +134,12 @@ def quantize(
     if not plan.layers:
         raise BadModel(f"the recipe '{found.name}' left every linear of {type(model).__name__} in full precision")
     start_clock(model, job.clock, ClockReader(job.adapter, model))
-    data = None if run is not None else {**vars(how), "prompts": list(how.prompts)}  # nobody knows a caller's own sampler
-    header = Header(plan, {**recipes.recipe_to(found), "seed": seed, "calibration": data}, __version__)
+    # Nobody knows a caller's own sampler.
+    how_made = {**vars(how), "prompts": list(how.prompts)}
+    told = {**recipes.recipe_to(found), "seed": seed, "calibration": None if run is not None else how_made}
+    if job.notes:
+        told["notes"] = job.notes
+    header = Header(plan, told, __version__)
     (stamp if isinstance(model, ConfigMixin) else attach)(model, header)
     return target
 

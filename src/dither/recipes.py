@@ -11,7 +11,7 @@ from typing import Any
 
 from dither.errors import BadRecipe
 from dither.spec import Act, Bits, Int, Recipe
-from dither.stages import Assign, Clip, Ranges, Rtn, Smooth, Stage, describe, stages_of
+from dither.stages import Assign, Clip, Ranges, Rotate, Rtn, Smooth, Stage, describe, stages_of
 
 __all__ = ["RECIPES", "Entry", "get", "names", "override", "recipe_from", "recipe_to"]
 
@@ -53,6 +53,36 @@ def _smoothquant(bits: Bits) -> tuple[Stage, ...]:
     return (Smooth(alpha=0.5), _assign(bits), Rtn(), Ranges())
 
 
+def _quarot(bits: Bits) -> tuple[Stage, ...]:
+    """Every rotation is online: nothing can be merged through adaLN, as QuaRot does in language models."""
+    return (Rotate(), _assign(bits), Rtn(), Ranges())
+
+
+def _vidit_q(bits: Bits) -> tuple[Stage, ...]:
+    """Scales, rotations, one rounding; zero points everywhere, as in the paper's equation 2.
+
+    A dynamic range per token is one per sample too, so that conditional and unconditional rows never share one. Modulation
+    linears are weight-only, never under 4 bits; the paper keeps them in full precision (``assign.adaln=null``). Alpha is
+    the one that the authors give for video models, in their convention.
+    """
+    act = None if bits.act is None else Act(Int(bits.act, symmetric=False))
+    assign = Assign(weight=Int(bits.weight, symmetric=False), act=act, adaln=Int(max(bits.weight, 4), symmetric=False))
+    return (Smooth(vidit_alpha=0.5665, online=True), Rotate(threshold=0.0), assign, Rtn(), Ranges())
+
+
+def _vidit_q_released(bits: Bits) -> tuple[Stage, ...]:
+    """What the released code sets: w8a8 without balancing; alpha 0.99 at 4 bits (PixArt-Sigma), else 0.375 (OpenSORA).
+
+    Activations are symmetric at 8 bits, because its kernels are, and modulation linears stay in full precision. It also
+    rounds weights twice, before the rotation and after it, and draws other signs at every load; that is not repeated.
+    """
+    balanced = bits != Bits(8, 8)
+    alpha = 0.99 if bits.weight <= 4 else 0.375
+    first: tuple[Stage, ...] = (Smooth(vidit_alpha=alpha, online=True), Rotate(threshold=0.0)) if balanced else ()
+    act = None if bits.act is None else Act(Int(bits.act, symmetric=bits.act == 8))
+    return (*first, Assign(weight=Int(bits.weight, symmetric=False), act=act), Rtn(), Ranges())
+
+
 RECIPES: dict[str, Entry] = {
     e.name: e
     for e in (
@@ -76,6 +106,27 @@ RECIPES: dict[str, Entry] = {
             "Channel scales folded into adaLN and V rows, then rtn.",
             Bits(8, 8),
             _smoothquant,
+        ),
+        Entry(
+            "quarot",
+            "2404.00456",
+            "Inputs and weights rotated by randomized Hadamard matrices, then rtn.",
+            Bits(4, 4),
+            _quarot,
+        ),
+        Entry(
+            "vidit-q",
+            "2406.02540",
+            "Channels balanced by scales and then by rotations, rounded once, with zero points.",
+            Bits(4, 8),
+            _vidit_q,
+        ),
+        Entry(
+            "vidit-q-released",
+            "2406.02540",
+            "vidit-q as the released code sets it: w8a8 unbalanced, another alpha, symmetric 8-bit activations.",
+            Bits(4, 8),
+            _vidit_q_released,
         ),
     )
 }

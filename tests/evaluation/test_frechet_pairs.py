@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -150,3 +152,11 @@ def test_refuses():
     first, second = (estimate_distance(*pair(n, 0)) for n in (40, 41))
     with pytest.raises(BadValue, match="40 and 41"):
         estimate_difference(first, second)
+
+
+def test_few_pictures_widen_the_spread_and_enough_do_not():
+    widened = [estimate_distance(*pair(n, 0, 0.2, 1.5, 0.5)).few for n in (2 * D, 3 * D, 4 * D, 5 * D)]
+    assert widened == pytest.approx([4 / 3, 10 / 9, 1, 1])
+    found = estimate_distance(*pair(2 * D, 0, 0.2, 1.5, 0.5))
+    narrow = replace(found, few=1.0)
+    assert narrow.standard_error < found.standard_error < 1.2 * narrow.standard_error

@@ -6,8 +6,10 @@ import jobs
 import pytest
 
 import dither
+from dither.cli.work import inspect_model
 from dither.errors import BadModel
 from dither.measure import MEASURED, evaluate
+from dither.recipes import get, recipe_from
 from dither.sources import open_source
 
 
@@ -75,6 +77,17 @@ def test_layers_that_absorbed_a_scale_are_not_compared(tmp_path, pair):
     assert "transformer_blocks.0.norm1.linear" not in names
     assert "transformer_blocks.0.attn1.to_v" not in names
     assert {"transformer_blocks.0.attn1.to_q", "transformer_blocks.0"} < set(names)
+
+
+def test_what_stages_noted_is_shown_beside_a_recipe_that_can_be_run_again(tmp_path, pair):
+    how = dither.Calibration(samples=2, steps=2)
+    dither.save(dither.quantize(jobs.pipeline(), "vidit-q", calibration=how), tmp_path / "small")
+    found = evaluate(tmp_path / "small", pair[1], n=2, steps=2, noise_floor=0)
+    facts = found["notes"]["transformer_blocks.0.attn1.to_q"]
+    assert facts["rotated"] is True
+    assert len(facts["incoherence"]) == len(facts["incoherence_rotated"]) > 0
+    assert recipe_from(found["recipe"]) == get("vidit-q")
+    assert inspect_model(str(tmp_path / "small"))["notes"] == found["notes"]
 
 
 def test_progress_is_told_to_the_end(pair):

@@ -1,19 +1,23 @@
-"""Channel balancing: exact folding, online scales, dead channels, the search."""
+"""Channel balancing: exact folding, online scales, dead channels, both alphas, no data, the search."""
+
+import re
+from dataclasses import replace
 
 import jobs
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from dither.calibrate import AbsMax
-from dither.errors import BadRecipe
+from dither.errors import BadModel, BadRecipe
 from dither.models import adapter_for
+from dither.models.generic import Generic
 from dither.nn import QLinear
-from dither.spec import Bits
-from dither.stages import Smooth
-from dither.stages.smooth import _output_error, absorb, smoothing_scale
+from dither.numerics import random_signs
+from dither.spec import Act, Bits, Int
+from dither.stages import Job, Rotate, Smooth
+from dither.stages.balance import Judge
+from dither.stages.smooth import absorb
 
 FIRST = "transformer_blocks.0."
 
@@ -101,34 +105,6 @@ def test_embedders_and_modulation_are_never_scaled():
         assert torch.equal(model.get_submodule(name).weight, dense.get_submodule(name).weight)
 
 
-# --- the scale
-
-
-@settings(max_examples=50, deadline=None, derandomize=True)
-@given(st.lists(st.tuples(st.floats(0, 1e30), st.floats(0, 1e30)), min_size=1, max_size=8), st.floats(0, 1))
-def test_the_scale_is_finite_and_positive_and_dead_channels_keep_theirs(pairs, alpha):
-    a, w = (torch.tensor(v, dtype=torch.float32) for v in zip(*pairs, strict=True))
-    s = smoothing_scale(a, w, alpha)
-    assert torch.isfinite(s).all()
-    assert torch.isfinite(1 / s).all()
-    assert (s > 0).all()
-    assert (s[(a == 0) | (w == 0)] == 1).all()
-
-
-def test_the_scale_follows_the_formula():
-    a, w = torch.tensor([4.0, 9.0]), torch.tensor([16.0, 1.0])
-    torch.testing.assert_close(smoothing_scale(a, w, 0.5), torch.tensor([0.5, 3.0]))
-    torch.testing.assert_close(smoothing_scale(a, w, 1.0), a)
-    torch.testing.assert_close(smoothing_scale(a, w, 0.0), 1 / w)
-
-
-@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
-def test_a_dead_channel_keeps_the_scale_1(alpha):
-    """At alpha 0 (or 1) the formula alone would give 1 / w (or a): a number, and a needless change."""
-    s = smoothing_scale(torch.tensor([0.0, 4.0]), torch.tensor([4.0, 0.0]), alpha)
-    assert s.tolist() == [1.0, 1.0]
-
-
 def test_dead_channels_keep_the_function():
     model = jobs.pipeline().transformer
     block = model.transformer_blocks[0]
@@ -143,44 +119,133 @@ def test_dead_channels_keep_the_function():
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan"), float("inf")])
 def test_alpha_outside_of_0_to_1_is_refused_before_anything_changes(alpha):
-    for stage in (Smooth(alpha=alpha), Smooth(search=(0.5, alpha))):
+    for stage, field in ((Smooth(alpha=alpha), "alpha"), (Smooth(search=(0.5, alpha)), "search")):
         model = jobs.pipeline().transformer
-        with pytest.raises(BadRecipe, match=r"smooth\.alpha"):
+        with pytest.raises(BadRecipe, match=rf"smooth\.{field} .*\[0, 1\]"):
             jobs.run((stage,), model)
         assert jobs.same_tensors(model, jobs.pipeline().transformer)
 
 
-def test_no_rows_are_refused():
-    with pytest.raises(BadRecipe, match=r"smooth\.rows 0"):
-        jobs.run((Smooth(search=(0.5,), rows=0),), jobs.pipeline().transformer)
+@pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan")])
+def test_vidit_alpha_is_refused_under_its_own_name(alpha):
+    with pytest.raises(BadRecipe, match=r"smooth\.vidit_alpha .*\[0, 1\]"):
+        jobs.run((Smooth(vidit_alpha=alpha),), jobs.pipeline().transformer)
+
+
+def test_the_two_alphas_count_from_opposite_ends():
+    models = [jobs.pipeline().transformer for _ in range(4)]
+    for model, stage in zip(models, (Smooth(alpha=0.25), Smooth(vidit_alpha=0.75), Smooth(), Smooth(0.5)), strict=True):
+        jobs.run((stage,), model)
+    assert jobs.same_tensors(models[0], models[1])
+    assert jobs.same_tensors(models[2], models[3])  # neither given: one half
+    assert not jobs.same_tensors(models[0], models[2])
+
+
+def test_both_alphas_are_refused_even_if_they_agree():
+    with pytest.raises(BadRecipe, match=r"smooth\.alpha 0\.25 and smooth\.vidit_alpha 0\.75: give one"):
+        jobs.run((Smooth(alpha=0.25, vidit_alpha=0.75),), jobs.pipeline().transformer)
+
+
+@pytest.mark.parametrize(
+    ("stage", "field"),
+    [
+        (Smooth(search=(0.5,), rows=0), "smooth.rows 0"),
+        (Smooth(rotation=-1), "smooth.rotation -1"),
+        (Smooth(levels=0), "smooth.levels 0"),
+        (Smooth(calibrate=False), "smooth.calibrate false"),
+        (Smooth(search=(0.5, 2.0)), "smooth.search 2.0"),
+    ],
+)
+def test_fields_that_make_no_sense_are_refused_before_anything_changes(stage, field):
+    model = jobs.pipeline().transformer
+    with pytest.raises(BadRecipe, match=re.escape(field)):
+        jobs.run((stage,), model)
+    assert jobs.same_tensors(model, jobs.pipeline().transformer)
+
+
+# --- without data
+
+
+def no_calls() -> tuple:
+    raise AssertionError("calibration calls were asked for")
+
+
+def test_without_calibration_nothing_is_sampled_and_what_stays_unscaled_is_said():
+    model, dense = jobs.pipeline().transformer, jobs.pipeline().transformer
+    want, said = jobs.outputs(model), []
+    job = Job(model, adapter_for(model), Bits(4, 8), 0, no_calls)
+    job.progress = lambda what, done, total: said.append((what, done, total))
+    with torch.no_grad():
+        Smooth(data_free=True, calibrate=False, search=(0.25, 0.75), rows=64).run(job)
+    assert jobs.relative_error(jobs.outputs(model), want) < 1e-5
+    assert ("2 sites stay unscaled, as adaLN does not make them; scaling", 4, 6) in said
+    for name, changed in (("attn1.to_q", True), ("ff.net.0.proj", True), ("attn1.to_out.0", False)):
+        layer, before = model.get_submodule(FIRST + name), dense.get_submodule(FIRST + name)
+        assert torch.equal(layer.weight, before.weight) is not changed
+    assert job.notes[FIRST + "attn1.to_out.0"] == {"smooth": "not scaled: adaLN does not make its input"}
+    assert job.notes[FIRST + "attn1.to_q"]["smooth_alpha"] in (None, 0.25, 0.75)
+
+
+def test_data_free_and_measured_sites_live_together():
+    """Sites that adaLN makes take their scale from it; the others are measured, and the function stays."""
+    free, measured = jobs.pipeline().transformer, jobs.pipeline().transformer
+    want = jobs.outputs(free)
+    jobs.run((Smooth(data_free=True),), free)
+    jobs.run((Smooth(),), measured)
+    assert jobs.relative_error(jobs.outputs(free), want) < 1e-5
+    for name, same in (("attn1.to_q", False), ("ff.net.0.proj", False), ("attn1.to_out.0", True)):
+        layers = [m.get_submodule(FIRST + name).weight for m in (free, measured)]
+        assert torch.allclose(*layers, rtol=1e-4, atol=1e-5) is same
+
+
+def test_data_free_needs_a_model_whose_modulation_is_known():
+    model = jobs.pipeline().transformer
+    unknown = replace(jobs.job(model), adapter=Generic())
+    with pytest.raises(BadModel, match=r"smooth\.data_free: .*noise level and class alone"):
+        Smooth(data_free=True, online=True).run(unknown)
 
 
 # --- the search
 
 
-def test_the_search_finds_the_best_of_its_candidates():
-    make = torch.Generator().manual_seed(0)
-    x = torch.randn(256, 16, generator=make) * factors(16)
-    w = torch.randn(24, 16, generator=make) / factors(16).sqrt()
-    bits, peaks = Bits(4, 8), (x.abs().amax(0), w.abs().amax(0))
-    errors = {c: _output_error(x, w, smoothing_scale(*peaks, c), bits) for c in (0.0, 0.5, 1.0)}
-    assert min(errors.values()) < 0.5 * max(errors.values())
-
-
-def quantization_error(stage: Smooth) -> float:
-    """Error of all folding sites' readers, rounded to w4a4, over recorded inputs."""
+def quantization_error(stage: Smooth | None, judge: Judge, only: str = "") -> float:
+    """Error of folding sites' readers under these formats, over recorded inputs."""
     model = jobs.pipeline().transformer
-    jobs.run((stage,), model, "w4a4")
+    jobs.run(() if stage is None else (stage,), model, "w4a4")
     total = 0.0
-    for site in folding_sites(model):
+    for site in (s for s in folding_sites(model) if only in s.name):
         x = input_of(model, site.readers[0]).flatten(0, 1)
         w = torch.cat([model.get_submodule(r).weight for r in site.readers]).detach()
-        total += _output_error(x, w, torch.ones(x.shape[1]), Bits(4, 4)) / float((x @ w.T).square().sum())
+        total += judge.error(x, w, torch.ones(x.shape[1])) / float((x @ w.T).square().sum())
     return total
 
 
 def test_searching_beats_the_worst_and_equals_the_best_single_candidate_or_better():
-    single = [quantization_error(Smooth(alpha=c)) for c in (0.0, 0.5, 1.0)]
-    searched = quantization_error(Smooth(search=(0.0, 0.5, 1.0), rows=4096))
+    judge = Judge(Int(4), Act(Int(4)))
+    single = [quantization_error(Smooth(alpha=c), judge) for c in (0.0, 0.5, 1.0)]
+    searched = quantization_error(Smooth(search=(0.0, 0.5, 1.0), rows=4096), judge)
     assert searched < max(single)
     assert searched < 1.05 * min(single)
+
+
+def test_the_search_judges_with_the_formats_and_the_rotation_that_it_is_told():
+    told = {"weight": Int(3, False, 8), "act": Act(Int(8, False), static=True), "rotation": 16}
+    judge = Judge(told["weight"], told["act"], random_signs(16, 0), 16)
+    candidates = (0.0, 0.25, 0.5, 0.75, 1.0)
+    untold = quantization_error(Smooth(search=candidates, rows=4096), judge)
+    searched = quantization_error(Smooth(search=candidates, rows=4096, **told), judge)
+    assert searched < untold
+
+
+def test_data_free_search_gains_half_of_what_a_measured_one_does_or_more():
+    judge, measured = Judge(Int(4), Act(Int(4))), Smooth(search=(0.25, 0.5, 0.75))
+    free = replace(measured, data_free=True, calibrate=False)
+    none, some, most = (quantization_error(stage, judge, ".norm") for stage in (None, free, measured))
+    assert most < none
+    assert some < (none + most) / 2, (none, some, most)
+
+
+def test_smooth_after_rotate_is_refused_by_layer_name():
+    model = jobs.pipeline().transformer
+    with pytest.raises(BadRecipe, match=r"smooth must come before rotate: the input of layer 'transformer_blocks\.0"):
+        jobs.run((Rotate(), Smooth()), model)

@@ -9,6 +9,7 @@ from typing import Any
 
 from dither import api, recipes
 from dither._version import __version__
+from dither.checkpoint import header_of
 from dither.cli import show
 from dither.cli.console import out, write, write_json
 from dither.errors import DitherError, Refused
@@ -56,6 +57,7 @@ def quantize_to(
         "model": source.name,
         "recipe": recipes.recipe_to(recipe),
         "size": size_on_disk(source.model, saved, source.weight_bytes),
+        "notes": _notes(source),
         **summary(rows),
         "resumed_layers": store.reused,
         "seed": seed,
@@ -164,8 +166,14 @@ def inspect_model(model: str) -> dict[str, Any]:
     if summed["layers"]["quantized"]:
         size = size_on_disk(source.model, source.weight_files, 0)
         found |= {key: size[key] for key in ("bits_per_weight", "model_bits_per_weight")}
+        found["notes"] = _notes(source)
         found["parameters"] = None  # of the original; a packed model no longer has them
     return found
+
+
+def _notes(source: Source) -> Any:
+    """What stages noted of layers, or None."""
+    return (header_of(source.model).recipe or {}).get("notes")
 
 
 def run_demo(output: Path, n: int, command: str, progress: Progress) -> dict[str, Any]:

@@ -227,12 +227,12 @@ def _store(running: Running) -> Iterator[ShardStore]:
 
 
 def _circumstances(asked: Asked, running: Running, command: str) -> dict[str, Any]:
-    elsewhere = isinstance(running.executor, Processes | RayActors)
+    where = running.executor
     return {
         "seed": asked.seed,
         "device": device_name(),
-        "threads": running.executor.threads if elsewhere else torch.get_num_threads(),
-        "executor": type(running.executor).__name__,
+        "threads": where.threads if isinstance(where, Processes | RayActors) else torch.get_num_threads(),
+        "executor": type(where).__name__,
         "command": command,
         "speed": None,
     }

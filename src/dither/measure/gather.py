@@ -64,7 +64,7 @@ def gather(small: Subject, full: Subject, what: Drawing, how: Judging, done: Fin
     followed = trajectory.summarize(chunks) if chunks else {}
     rows = describe(small.source.model, small.source.adapter)
     recipe = dict(header(small.source).recipe or {})
-    made = {key: recipe.pop(key, None) for key in ("seed", "calibration")}
+    made = {key: recipe.pop(key, None) for key in ("seed", "calibration", "notes")}
     found = {
         "schema": 2,
         "kind": "eval",
@@ -72,6 +72,7 @@ def gather(small: Subject, full: Subject, what: Drawing, how: Judging, done: Fin
         "checkpoint": small.source.name,
         "bits": recipe.get("bits"),
         "recipe": recipe,
+        "notes": made["notes"],
         "commands": {"quantize": _quantize_command(full.source.name, small.source.name, made)},
         **results,
         "drift": _drift(followed),

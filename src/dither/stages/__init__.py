@@ -16,8 +16,10 @@ from dither.stages.assign import Assign
 from dither.stages.base import Job, Phase, Stage, Store
 from dither.stages.clip import Clip
 from dither.stages.ranges import Ranges
+from dither.stages.rotate import Rotate
 from dither.stages.rtn import Rtn
 from dither.stages.smooth import Smooth
+from dither.stages.timed_smooth import TimedSmooth
 
 __all__ = [
     "STAGES",
@@ -26,16 +28,18 @@ __all__ = [
     "Job",
     "Phase",
     "Ranges",
+    "Rotate",
     "Rtn",
     "Smooth",
     "Stage",
     "Store",
+    "TimedSmooth",
     "describe",
     "stage_from",
     "stages_of",
 ]
 
-STAGES: dict[str, type[Any]] = {c.tag: c for c in (Smooth, Assign, Clip, Rtn, Ranges)}
+STAGES: dict[str, type[Any]] = {c.tag: c for c in (Smooth, Rotate, Assign, TimedSmooth, Clip, Rtn, Ranges)}
 
 
 def describe(stages: Sequence[Stage]) -> tuple[tuple[str, Mapping[str, Any]], ...]:

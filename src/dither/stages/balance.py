@@ -21,7 +21,6 @@ from torch import Tensor
 from dither.errors import BadRecipe
 from dither.numerics import decode, dynamic_grid, encode, fake_quantize, random_signs, rotate
 from dither.spec import PER_ROW, PER_TENSOR, Act, Bits, Format, Int
-from dither.stages.base import Job
 
 __all__ = ["Judge", "best_scale", "column_peaks", "judge_of", "share", "shares", "smoothing_scale"]
 
@@ -92,26 +91,29 @@ class Judge:
         return float((F.linear(xs, ws) - F.linear(x, w)).square().sum())
 
 
-def judge_of(bits: Bits, weight: Int | None, act: Act | None, block: int, job: Job, width: int) -> Judge:
+def judge_of(bits: Bits, weight: Int | None, act: Act | None, block: int | None, seed: int, width: int) -> Judge:
     """What later stages will do to a layer of this width; symmetric grids of these bits where nothing is said."""
     fmt = weight or Int(bits.weight)
     inputs = act or (None if bits.act is None else Act(Int(bits.act)))
-    if not block:
+    if block is None:
         return Judge(fmt, inputs)
-    return Judge(fmt, inputs, random_signs(width, job.seed), block)
+    return Judge(fmt, inputs, random_signs(width, seed), block or width)
 
 
-def best_scale(judge: Judge, alphas: Sequence[float], a: Tensor, w: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Of the scales (K,) of these alphas, and of no scale at all, the one with the least output error.
+def best_scale(
+    parts: Sequence[tuple[Judge, Tensor]], alphas: Sequence[float], a: Tensor, w: Tensor, x: Tensor
+) -> tuple[float | None, Tensor]:
+    """Of these alphas' scales (K,), and of no scale at all (None), the one with the least output error.
 
     Args:
-        judge: what comes after the scale.
+        parts: the readers' weights (N, K), and what is to be done to each.
         alphas: SmoothQuant's.
         a: activation peaks (K,).
         w: weight peaks (K,).
         x: sampled tokens (n, K).
-        weight: of all readers, one below the other (N, K).
     """
-    scales = [torch.ones_like(w), *(smoothing_scale(a, w, alpha) for alpha in alphas)]
-    errors = [judge.error(x.to(w.device), weight, s) for s in scales]
-    return scales[min(range(len(errors)), key=errors.__getitem__)]
+    choices: list[tuple[float | None, Tensor]] = [(None, torch.ones_like(w))]
+    choices += [(alpha, smoothing_scale(a, w, alpha)) for alpha in alphas]
+    tokens = x.to(w.device)
+    errors = [sum(judge.error(tokens, weight, s) for judge, weight in parts) for _, s in choices]
+    return choices[min(range(len(errors)), key=errors.__getitem__)]

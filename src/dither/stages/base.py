@@ -14,7 +14,7 @@ transforms, and after ``commit`` the ``QLinear`` that will be saved.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,7 @@ class Job:
     specs: dict[str, LinearSpec] = field(default_factory=dict)
     timed: dict[str, Timed] = field(default_factory=dict)
     grids: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    notes: dict[str, dict[str, Any]] = field(default_factory=dict)
     time_edges: tuple[float, ...] = ()
     branches: int = 1
     clock: Clock = field(default_factory=Clock)
@@ -129,18 +130,23 @@ class Job:
         self.specs[name] = spec
 
     def online(
-        self, name: str, pre_scale: Tensor | None = None, rotation: tuple[Rotation, Tensor] | None = None
+        self,
+        name: str,
+        pre_scale: Tensor | None = None,
+        rotation: tuple[Rotation, Tensor] | None = None,
+        weight: Tensor | None = None,
     ) -> None:
-        """Add an online transform to a layer; the caller changes its dense weight to match.
+        """Add an online transform to a layer; the caller changes its dense weight to match, or gives another.
 
         Args:
             name: of the layer.
             pre_scale: (R, K) factors that the input is multiplied by; multiplies into one that is there.
             rotation: the spec and its signs (K,) int8.
+            weight: (N, K), instead of the dense weight as it is.
         """
         old = linear_at(self.model, name)
         spec = self.specs.get(name, LinearSpec())
-        tensors: dict[str, Tensor] = {"weight_dense": self.dense(name)}
+        tensors: dict[str, Tensor] = {"weight_dense": self.dense(name) if weight is None else weight}
         tensors |= _online(old)
         if pre_scale is not None:
             if spec.rotation is not None:
@@ -148,9 +154,15 @@ class Job:
             tensors["pre_scale"] = tensors.get("pre_scale", torch.ones(1)) * pre_scale.float()
             spec = replace(spec, pre_scale=tensors["pre_scale"].shape[0])
         if rotation is not None:
+            if spec.rotation is not None:
+                raise BadRecipe(f"layer '{name}' is rotated twice: one rotating stage must leave it out")
             spec, tensors["rotation_signs"] = replace(spec, rotation=rotation[0]), rotation[1]
         self.specs[name] = spec
         self._install(name, replace(spec, weight=None, act=None, lowrank=None), tensors)
+
+    def note(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Keep what a stage found out about a layer, as small JSON; it is stored with the recipe and shown in results."""
+        self.notes.setdefault(name, {}).update(facts)
 
     def commit(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> None:
         """Finish a layer's weight.

@@ -1,0 +1,161 @@
+"""Statistics of sites for channel balancing, one set for each range of the noise level: measured, or without data."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from dither.calibrate import AbsMax, RowSample
+from dither.errors import BadModel, BadRecipe, BadValue
+from dither.models.base import AdaLN, Site
+from dither.stages.base import Job
+from dither.stages.data_free import known, levels_between, modulated_peaks, modulated_tokens
+
+__all__ = ["Channels", "Source", "Times"]
+
+MOST_LEVELS = 1000
+
+
+@dataclass(frozen=True)
+class Times:
+    """Ranges of the noise level.
+
+    Args:
+        edges: inner edges, ascending in (0, 1).
+        select: for each row of the job's clock, the range that it lies in.
+    """
+
+    edges: tuple[float, ...]
+    select: tuple[int, ...]
+
+    @classmethod
+    def whole(cls, job: Job) -> "Times":
+        """One range, in which every row of the clock lies."""
+        return cls((), (0,) * (len(job.time_edges) + 1) * job.branches)
+
+    @classmethod
+    def cut(cls, job: Job, edges: tuple[float, ...]) -> "Times":
+        """Ranges between these edges. Each of the clock's time groups must lie inside one of them."""
+        groups = (0.0, *job.time_edges)
+        return cls(edges, tuple(sum(e <= low for e in edges) for low in groups for _ in range(job.branches)))
+
+    @property
+    def bounds(self) -> tuple[tuple[float, float], ...]:
+        """Low and high end of each range."""
+        return tuple(zip((0.0, *self.edges), (*self.edges, 1.0), strict=True))
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Of one site.
+
+    Args:
+        peaks: largest magnitude of each channel in each range, (R, K) float32.
+        tokens: for each range, some of the site's tokens (n, K); empty if none were asked for.
+    """
+
+    peaks: Tensor
+    tokens: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a stage's statistics come from; the fields are the stage's.
+
+    Args:
+        stage: its tag, for messages.
+        data_free: sites made by adaLN, from noise level and class alone.
+        calibrate: all other sites, from calibration calls; otherwise they are left out.
+        levels: noise levels that ``data_free`` looks at in each range.
+        rows: tokens kept for each site and range; 0: none.
+    """
+
+    stage: str
+    data_free: bool
+    calibrate: bool
+    levels: int
+    rows: int
+
+    def check(self) -> None:
+        """BadRecipe names a field that makes no sense."""
+        if not 1 <= self.levels <= MOST_LEVELS:
+            raise BadRecipe(f"{self.stage}.levels {self.levels}: must be 1 to {MOST_LEVELS}")
+        if not (self.data_free or self.calibrate):
+            raise BadRecipe(
+                f"{self.stage}.calibrate false: without {self.stage}.data_free there are no statistics to scale by"
+            )
+
+    def gather(self, job: Job, sites: Sequence[Site], times: Times) -> dict[str, Channels]:
+        """Statistics by site name, in the order of the sites. A site that is left out for want of data is said
+        and noted."""
+        free = {s.name for s in sites if self.data_free and known(s.fold)}
+        if self.data_free and not free:
+            raise BadModel(
+                f"{self.stage}.data_free: in {type(job.model).__name__} no chosen site's channels follow from noise "
+                "level and class alone; leave it out to measure them"
+            )
+        rest = [s for s in sites if s.name not in free]
+        if rest and not self.calibrate:
+            done, total = len(free), len(sites)
+            job.progress(f"{len(rest)} sites stay unscaled, as adaLN does not make them; scaling", done, total)
+            for reader in (r for s in rest for r in s.readers):
+                job.note(reader, {self.stage.replace("-", "_"): "not scaled: adaLN does not make its input"})
+        found = self._measured(job, rest, times) if rest and self.calibrate else {}
+        found |= {s.name: self._modulated(job, s, times) for s in sites if s.name in free}
+        return {s.name: found[s.name] for s in sites if s.name in found}
+
+    def _measured(self, job: Job, sites: Sequence[Site], times: Times) -> dict[str, Channels]:
+        """One pass over the calibration calls for all sites."""
+        peaks = {s.name: AbsMax(job.dense(s.readers[0]).shape[1], len(times.select)) for s in sites}
+        tokens = {s.name: _TokensByRange(times, self.rows, job.seed) for s in sites} if self.rows else {}
+        job.observe("measuring channels", {s.readers[0]: _probes(s, peaks, tokens) for s in sites})
+        missing = set(range(len(times.bounds))) - {times.select[r] for c in job.calls for r in job.rows(c).tolist()}
+        if missing:
+            low, high = times.bounds[min(missing)]
+            raise BadValue(
+                f"{self.stage}: no calibration call has a noise level from {low:g} to {high:g}; calibrate with more "
+                "steps, or move the edges"
+            )
+        return {
+            name: Channels(_by_range(peak.value, times), tuple(s.value for s in tokens[name].parts) if tokens else ())
+            for name, peak in peaks.items()
+        }
+
+    def _modulated(self, job: Job, site: Site, times: Times) -> Channels:
+        fold = cast(AdaLN, site.fold)
+        levels = [levels_between(low, high, self.levels) for low, high in times.bounds]
+        peaks = torch.stack([modulated_peaks(job.model, fold, x) for x in levels])  # (R, K)
+        if not self.rows:
+            return Channels(peaks)
+        return Channels(peaks, tuple(modulated_tokens(job.model, fold, x, self.rows, job.seed) for x in levels))
+
+
+class _TokensByRange:
+    """A probe: some tokens of each range."""
+
+    def __init__(self, times: Times, rows: int, seed: int) -> None:
+        self.select = torch.tensor(times.select)
+        self.parts = [RowSample(rows, seed=seed) for _ in times.bounds]
+
+    def update(self, x: Tensor, rows: Tensor) -> None:
+        """Take in one call's input x (B, ..., K); ``rows`` (B,) are the clock's."""
+        ranges = self.select.to(rows.device)[rows]  # (B,)
+        shared = x.shape[0] % rows.shape[0] != 0  # one embedding for all samples is in all their ranges
+        samples = x[None].expand(rows.shape[0], *x.shape) if shared else x.reshape(rows.shape[0], -1, x.shape[-1])
+        for i, part in enumerate(self.parts):
+            if bool((mine := ranges == i).any()):
+                part.update(samples[mine], rows[mine])
+
+
+def _probes(
+    site: Site, peaks: Mapping[str, AbsMax], tokens: Mapping[str, _TokensByRange]
+) -> tuple[AbsMax | _TokensByRange, ...]:
+    return (peaks[site.name], tokens[site.name]) if tokens else (peaks[site.name],)
+
+
+def _by_range(table: Tensor, times: Times) -> Tensor:
+    """(R, K): the largest of the clock's rows (C, K) in each range."""
+    select = torch.tensor(times.select, device=table.device)
+    return torch.stack([table[select == i].amax(0) for i in range(len(times.bounds))])
