@@ -1,51 +1,23 @@
 """The cells of ``coverage``: a population, a number of pictures, an interval, and the truth that it should hold."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
 
 from benchmarks import populations
+from benchmarks.coverage_cell import Cell, inside
+from benchmarks.coverage_guards import FEW_CHANGES, guard_cells
 from benchmarks.populations import CHANGES, DIMENSION, Rng
 from dither.evaluation import frechet, frechet_pairs, intervals, ranking
 from dither.evaluation.sequences import ConfidenceSequence
 
-Interval = tuple[float, float]
 FRECHET = ("frechet", "frechet_pairs")
 LOOKS, LOOK = 64, 16  # a search that looks after every 16 pictures, 64 times
 RECIPES = 6
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One row: `holds(truth, rng)` draws a sample, takes the interval and says whether it holds the truth."""
-
-    what: str
-    case: str
-    n: int
-    holds: Callable[[Any, Rng], bool]
-    truth: Callable[[], Any]
-    modules: tuple[str, ...]
-    dimension: int | None = None
-    costly: bool = False
-    wide: str = ""  # why it may cover more than 98%
-
-    def about(self) -> dict[str, Any]:
-        """What the row is about."""
-        return {
-            "what": self.what,
-            "case": self.case,
-            "n": self.n,
-            "dimension": self.dimension,
-            "reason": self.wide or None,
-        }
-
-
-def inside(interval: Interval, truth: float) -> bool:
-    """Ends count: a distance of exactly zero is held by an interval that is cut there."""
-    return interval[0] <= truth <= interval[1]
+NOTHING_TO_REAL = "a tenth too wide where nothing differs: influences then hold more noise than the distances do"
+ALL_LOOKS = "wide on purpose: it holds at any number of looks, of which these are but some"
 
 
 # Values per picture: shape, mean. PSNR is skewed to low values, SSIM ends at 1, differences of pairs are near normal.
@@ -105,7 +77,7 @@ def accuracy_cells() -> dict[str, Cell]:
                 holds,
                 lambda d=gained - lost: d,
                 ("intervals",),
-                wide="" if n >= enough else "wide on purpose: counts of a few changed pictures allow no exact interval",
+                wide="" if n >= enough else FEW_CHANGES,
             )
     return cells
 
@@ -123,6 +95,8 @@ def moments(change: str) -> Any:
 def to_real_truth(change: str) -> tuple[float, Any]:
     """Difference of distances to the real pictures, and these as a Gaussian fit."""
     full, quantized, real = moments(change)
+    if CHANGES[change].mixed:
+        return 0.0, real
     return frechet.frechet_distance(*quantized, *real) - frechet.frechet_distance(*full, *real), real
 
 
@@ -146,6 +120,7 @@ def frechet_cells() -> dict[str, Cell]:
                 what="difference of FD to real pictures",
                 holds=to_real,
                 truth=lambda c=change: to_real_truth(c),
+                wide=NOTHING_TO_REAL if CHANGES[change].mixed else "",
                 **about,
             )
     return cells
@@ -174,6 +149,7 @@ def sequence_cells() -> dict[str, Cell]:
             lambda truth, rng, s=sample: holds(truth, rng, s),
             lambda: 0.0,
             ("sequences",),
+            wide=ALL_LOOKS,
         )
         for name, sample in shapes.items()
     }
@@ -217,4 +193,6 @@ def ranking_cells() -> dict[str, Cell]:
     return cells
 
 
-CELLS: Mapping[str, Cell] = mean_cells() | accuracy_cells() | frechet_cells() | sequence_cells() | ranking_cells()
+CELLS: Mapping[str, Cell] = (
+    mean_cells() | accuracy_cells() | frechet_cells() | guard_cells() | sequence_cells() | ranking_cells()
+)

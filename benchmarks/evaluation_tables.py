@@ -177,8 +177,22 @@ def if_committed(name: str, make: Callable[[], str]) -> str:
 def kills() -> str:
     """Is a run that was killed again and again the same in the end?"""
     data = result("kills")
-    head = ["workers killed", "drivers killed", "stored files of a run", "runs compared", "identical", "workers left over"]
-    row = [data["worker_kills"], data["driver_kills"], data["files"], data["results"], data["identical"], data["orphans"]]
+    head = [
+        "workers killed",
+        "drivers killed",
+        "stored files of a run",
+        "runs compared",
+        "identical",
+        "workers left over",
+    ]
+    row = [
+        data["worker_kills"],
+        data["driver_kills"],
+        data["files"],
+        data["results"],
+        data["identical"],
+        data["orphans"],
+    ]
     return table(head, [[str(value) for value in row]])
 
 

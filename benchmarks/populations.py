@@ -4,6 +4,9 @@ Pictures' features are a random ReLU network of a latent code with ten clusters,
 above zero whose covariance has a handful of large eigenvalues. "Quantization" moves the code: noise of a size that differs
 between pictures (log-normal, so that few pictures change much), a shift, a scale. Where the noise mixes a second code in
 without changing the distribution, nothing differs and the true distance is zero.
+
+The intervals were chosen on other populations: those of networks 3 and 4, with changes of other sizes. What is measured
+here is out of their sample.
 """
 
 from collections.abc import Mapping
@@ -35,11 +38,11 @@ class Change:
 
 
 CHANGES: Mapping[str, Change] = {
-    "nothing": Change(noise=0.05, tail=0.5, mixed=True),
-    "slight": Change(noise=0.05, tail=0.7, scale=0.02, shift=0.05),
-    "moderate": Change(noise=0.1, tail=0.7, scale=-0.05, shift=0.1),
-    "strong": Change(noise=0.3, tail=0.7, scale=-0.1, shift=0.2),
-    "broken": Change(noise=0.8, tail=0.3, scale=0.2, shift=0.5),
+    "nothing": Change(noise=0.06, tail=0.6, mixed=True),
+    "slight": Change(noise=0.04, tail=0.8, scale=0.025, shift=0.04),
+    "moderate": Change(noise=0.12, tail=0.6, scale=-0.06, shift=0.08),
+    "strong": Change(noise=0.25, tail=0.8, scale=-0.12, shift=0.25),
+    "broken": Change(noise=0.7, tail=0.4, scale=0.25, shift=0.4),
 }
 
 
@@ -47,7 +50,7 @@ CHANGES: Mapping[str, Change] = {
 class _Network:
     """Random, the same for all populations."""
 
-    seed: int = 3
+    seed: int = 11
 
     @cached_property
     def parts(self) -> tuple[npt.NDArray[np.float64], ...]:

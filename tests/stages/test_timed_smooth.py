@@ -16,7 +16,7 @@ from dither.nn import QLinear, TimedLinear
 from dither.numerics import decode, encode, random_signs, rotate
 from dither.recipes import recipe_from, recipe_to
 from dither.spec import Act, Bits, Int, LinearSpec, LowRank, Recipe, Rotation, Timed
-from dither.stages import STAGES, Assign, Clip, Rtn, Smooth, describe
+from dither.stages import Assign, Clip, Rtn, Smooth, describe
 from dither.stages.balance import column_peaks, smoothing_scale
 from dither.stages.timed_smooth import TimedSmooth
 
@@ -88,10 +88,6 @@ def test_an_earlier_scale_and_rotation_stay_in_what_is_computed(online, rotated,
 def quantize(*stages, bits: str = "w4a8"):
     recipe = Recipe("test", "", Bits.parse(bits), describe(stages))
     return dither.quantize(jobs.pipeline(), recipe, calibration=CALIBRATION).transformer
-
-
-@pytest.fixture(autouse=True)
-def known(monkeypatch):
 
 
 @pytest.mark.parametrize(

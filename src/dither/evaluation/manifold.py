@@ -18,8 +18,9 @@ B of the seeds,
     SE^2 = (Agresti and Min's SE)^2 + E[ mean_r(d_r^A - d_r^B)^2 - var_r(d_r^A - d_r^B) / M ] / 4
 
 The second term is the variance of recall over generated sets: two halves are independent, a set of half the size varies
-twice as much, and what the finite real set adds is taken off. (A jackknife is of no use here: membership in a ball jumps,
-and it overstates the variance up to fourfold.)
+twice as much, and what the finite real set adds is taken off. Halves of few pictures vary less than that: in simulation
+(``benchmarks/coverage.py``) SE is a tenth too small at 128 pictures and right at 512, so it is taken times 1 + 16 / N. (A
+jackknife is of no use here: membership in a ball jumps, and it overstates the variance up to fourfold.)
 """
 
 from collections.abc import Iterator
@@ -51,6 +52,7 @@ NEAREST = 3
 HALVINGS = 20
 FEWEST = 80  # so that a half still has ten times the pictures of a neighbourhood
 Z95 = float(stats.norm.ppf(0.975))
+FEW = 16  # pictures, of the factor of the standard error of recall
 SPARE = 24  # neighbours kept beyond the k-th, so that those of a half are among them
 BLOCK = 8_000_000  # distances held at a time
 
@@ -102,6 +104,7 @@ def manifold_change(
     low, high, precision_se = matched_proportions(sides[0].inside, sides[1].inside)
     real_low, real_high, real_se = matched_proportions(sides[0].covered, sides[1].covered)
     recall_se = float(np.sqrt(real_se**2 + _variance_over_sets(covered[0][1:], covered[1][1:])))
+    recall_se *= 1 + FEW / len(full)
     centre, half = (real_low + real_high) / 2, Z95 * recall_se
     return ManifoldChange(sides[0], sides[1], (low, high), precision_se, (centre - half, centre + half), recall_se)
 
