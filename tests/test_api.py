@@ -55,6 +55,8 @@ def test_any_denoiser(tmp_path):
 
 def test_data_is_needed_and_there_is_no_way_to_get_it():
     with pytest.raises(BadValue, match="run="):
+        dither.quantize(tiny.dense(), "smoothquant", settings=["smooth.online=true"])
+    with pytest.raises(BadModel, match=r"nothing in \w+ can absorb a channel scale; smooth\.online=true"):
         dither.quantize(tiny.dense(), "smoothquant")
 
 

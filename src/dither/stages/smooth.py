@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from dither.errors import BadRecipe
+from dither.errors import BadModel, BadRecipe
 from dither.models.base import AdaLN, Fold, Rows, Site, linear_at
 from dither.spec import Act, Int, LinearSpec
 from dither.stages.balance import best_scale, column_peaks, judge_of, share, shares, smoothing_scale
@@ -68,6 +68,11 @@ class Smooth:
         source = Source(self.tag, self.data_free, self.calibrate, self.levels, self.rows if self.search else 0)
         source.check()
         sites = {s.name: s for s in scalable(job, self.online)}
+        if not sites:
+            raise BadModel(
+                f"smooth: nothing in {type(job.model).__name__} can absorb a channel scale; smooth.online=true multiplies "
+                "inputs while the model runs instead"
+            )
         for reader in (r for s in sites.values() for r in s.readers):
             if job.specs.get(reader, LinearSpec()).rotation is not None:
                 raise BadRecipe(f"smooth must come before rotate: the input of layer '{reader}' is rotated already")
