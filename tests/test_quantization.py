@@ -80,8 +80,14 @@ STATIC = ["assign.act.static=true", "assign.time_groups=3", "assign.act.grid.sym
 
 @pytest.mark.parametrize(
     ("recipe", "bits", "changes"),
-    [("rtn", "w8a8", []), ("rtn", "w3", []), ("rtn-clip", "w4a8", []), ("rtn", "w8a8", STATIC), ("smoothquant", "w8a8", ONLINE)],
-)  # fmt: skip
+    [
+        ("rtn", "w8a8", []),
+        ("rtn", "w3", []),
+        ("rtn-clip", "w4a8", []),
+        ("rtn", "w8a8", STATIC),
+        ("smoothquant", "w8a8", ONLINE),
+    ],
+)
 def test_a_stranger_is_quantized_saved_and_loaded_into_a_fresh_instance(recipe, bits, changes, tmp_path):
     model = stranger()
     clean = sampler(model)
