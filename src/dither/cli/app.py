@@ -154,7 +154,7 @@ def demo(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="folder to write; an older demo there is replaced")
     ] = Path("demo"),
-    n: Annotated[int, typer.Option("-n", help="pictures from each model")] = 64,
+    n: Annotated[int, typer.Option("-n", help="pictures from each model")] = 128,
 ) -> None:
     """Quantize the bundled zoo:fashion, reload it, compare it with the original, and make a report."""
     with errors():
