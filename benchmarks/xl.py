@@ -36,6 +36,8 @@ def main() -> None:
     parser.add_argument("--only", help="run only rows whose 'layout bits recipe' contains this")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "xl.json")
     given = parser.parse_args()
+    if given.work is not None:
+        given.work.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="dither-xl-", dir=given.work))
     try:
         result = measure(work, given.threads, given.blocks, given.only or "")
