@@ -71,7 +71,9 @@ class TestPlumbing:
         assert logits.shape == (5, 4)
         assert spatial.shape == (5, 2023)
         np.testing.assert_allclose(pool, pictures.mean((1, 2)), rtol=1e-5)
-        np.testing.assert_allclose(logits, pool @ torch.load(weights)["fc.weight"].numpy().T, rtol=1e-4)
+        np.testing.assert_allclose(
+            logits, pool @ torch.load(weights, weights_only=True)["fc.weight"].numpy().T, rtol=1e-4
+        )
         features, classes = extract(pictures)
         np.testing.assert_array_equal(features, pool)
         np.testing.assert_array_equal(classes, logits)
@@ -103,7 +105,7 @@ class TestPlumbing:
         opened = open_extractor(f"inception:{copy}")
         assert opened.name == name
         assert opened.spatial_name == name.replace("pool3", "mixed_6 spatial")
-        torch.save({k: v + 1 for k, v in torch.load(weights).items()}, copy)
+        torch.save({k: v + 1 for k, v in torch.load(weights, weights_only=True).items()}, copy)
         assert open_inception(str(copy)).name != name
 
     def test_pictures_are_checked(self, weights, pictures):

@@ -25,6 +25,7 @@ __all__ = [
     "out",
     "progress_bars",
     "progress_lines",
+    "resumable",
     "write",
     "write_json",
 ]
@@ -48,6 +49,24 @@ def errors() -> Iterator[None]:
     except OSError as e:
         where = f"'{e.filename}': " if e.filename else ""
         _fail(f"{where}{e.strerror or e}")
+
+
+@contextlib.contextmanager
+def resumable(way_on: Callable[[], str]) -> Iterator[None]:
+    """Whatever ends a run early, its sentence says how to go on.
+
+    Args:
+        way_on: called once, when it ends early: keeps or removes what is half done, and gives the end of the sentence.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise DitherError(f"interrupted{way_on()}") from None
+    except DitherError as e:
+        raise type(e)(f"{str(e).removesuffix('.')}{way_on()}") from e
+    except BaseException:
+        way_on()
+        raise
 
 
 def _fail(sentence: str) -> None:

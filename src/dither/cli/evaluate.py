@@ -1,8 +1,7 @@
 """``dither eval`` and ``dither compare``: quantized models beside their original."""
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -20,11 +19,12 @@ from dither.cli.console import (
     out,
     progress_bars,
     progress_lines,
+    resumable,
     write,
     write_json,
 )
 from dither.cli.options import Batch, Guidance, Labels, Prompts, Seed, Steps, ToJson, labels_of
-from dither.errors import BadValue, DitherError
+from dither.errors import BadValue
 
 __all__ = ["ABOUT", "COMPARE", "EVAL", "judge"]
 
@@ -252,25 +252,12 @@ def _judge(
                 f"shard {place.shard}: {found} batches stored, {failed} failed, {outcome.left} left to other shards"
             )
             return None
-        with _kept(folder):
+        with resumable(lambda: _way_on(folder)):
             return measure(folders, against, asked, running, command_line())
 
 
-@contextmanager
-def _kept(folder: Path | None) -> Iterator[None]:
-    """Whatever ends a run early, its sentence says what is kept; a folder without a batch is removed."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise DitherError(f"interrupted{_way_on(folder)}") from None
-    except DitherError as e:
-        raise type(e)(f"{str(e).removesuffix('.')}{_way_on(folder)}") from e
-    except BaseException:
-        _way_on(folder)
-        raise
-
-
 def _way_on(folder: Path | None) -> str:
+    """What of a run that ended early is kept; a folder without a batch is removed."""
     if folder is None or not folder.is_dir():
         return ""
     if count := sum(1 for _ in folder.rglob("*.safetensors")):

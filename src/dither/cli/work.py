@@ -11,7 +11,7 @@ from dither import api, recipes
 from dither._version import __version__
 from dither.checkpoint import header_of
 from dither.cli import show
-from dither.cli.console import out, write, write_json
+from dither.cli.console import out, resumable, write, write_json
 from dither.errors import DitherError, Refused
 from dither.inspection import describe, estimate, size_on_disk, stays, stored_dtype, summary
 from dither.measure import evaluate, versions
@@ -45,7 +45,7 @@ def quantize_to(
     rows = describe(source.model, source.adapter, plan_ahead(target, recipe, seed).specs)
     out.print(show.plan(source.name, recipe, rows, estimate(source.model, rows, storage), source.weight_bytes))
     store = open_store(output, _job(source, recipe, how, seed), resume)
-    with _resumable(store):
+    with resumable(lambda: _way_on(store)), _named_writes():
         quantize(target, recipe, calibration=how, seed=seed, storage=storage, store=store, progress=progress)
         is_file = Path(model).is_file()
         api.save(source.model if source.pipeline is None or is_file else target, output, storage=storage)
@@ -79,23 +79,17 @@ def _job(source: Source, recipe: Recipe, how: Calibration, seed: int) -> dict[st
 
 
 @contextmanager
-def _resumable(store: FolderStore) -> Iterator[None]:
-    """Whatever ends a run early, its sentence says how to go on; a store without a layer is removed."""
+def _named_writes() -> Iterator[None]:
+    """A full disk, told as what could not be written."""
     try:
         yield
-    except KeyboardInterrupt:
-        raise DitherError(f"interrupted{_way_on(store)}") from None
-    except DitherError as e:
-        raise type(e)(f"{str(e).removesuffix('.')}{_way_on(store)}") from e
     except OSError as e:
         where = f"cannot write '{e.filename}'" if e.filename else "cannot write"
-        raise DitherError(f"{where}: {e.strerror or e}{_way_on(store)}") from e
-    except BaseException:
-        _way_on(store)
-        raise
+        raise DitherError(f"{where}: {e.strerror or e}") from e
 
 
 def _way_on(store: FolderStore) -> str:
+    """What of a run that ended early is kept; a store without a layer is removed."""
     if kept := store.kept():
         return f"; {kept} finished layers are kept, and --resume goes on from there"
     store.remove()

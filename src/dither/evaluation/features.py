@@ -149,14 +149,12 @@ def measure_frechet(table: FeatureTable | None, real: RealStats | None) -> dict[
         "detectable": detectable_difference(estimate.standard_error),
     }
     if real is not None:
-        difference, interval = frechet_pairs.difference_interval(full, quantized, real.mu, real.sigma)
-        influences = [frechet.influence(rows, real.mu, real.sigma) for rows in (quantized, full)]
-        error = frechet.standard_error(influences[0] - influences[1])
+        change = frechet_pairs.reference_change(full, quantized, real.mu, real.sigma)
         found |= {
-            "difference_to_real": difference,
-            "difference_se": error,
-            "difference_ci95": list(interval),
-            "difference_detectable": detectable_difference(error),
+            "difference_to_real": change.difference,
+            "difference_se": change.standard_error,
+            "difference_ci95": list(change.interval()),
+            "difference_detectable": detectable_difference(change.standard_error),
         }
     return found
 

@@ -48,11 +48,13 @@ from dither.evaluation.protocol import Float64
 
 __all__ = [
     "DistanceEstimate",
+    "ReferenceChange",
     "difference_interval",
     "estimate_difference",
     "estimate_distance",
     "needed_samples",
     "paired_interval",
+    "reference_change",
 ]
 
 SETTLED = 4  # pictures a dimension beyond which spreads of fitted covariances are as large as those of exact ones
@@ -155,10 +157,22 @@ def estimate_difference(
     return difference, (float(difference - half), float(difference + half))
 
 
-def difference_interval(
-    full: Float64, quantized: Float64, mu: Float64, sigma: Float64, *, level: float = 0.95
-) -> tuple[float, tuple[float, float]]:
-    """FD(quantized, reference) - FD(full, reference), with interval; the reference N(mu, sigma) is taken as exact.
+@dataclass(frozen=True)
+class ReferenceChange:
+    """FD(quantized, reference) - FD(full, reference) of `n` pairs, free of bias, with its standard error."""
+
+    difference: float
+    standard_error: float
+    n: int
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Student's interval of the difference."""
+        half = stats.t.ppf((1 + level) / 2, self.n - 1) * self.standard_error
+        return float(self.difference - half), float(self.difference + half)
+
+
+def reference_change(full: Float64, quantized: Float64, mu: Float64, sigma: Float64) -> ReferenceChange:
+    """How much farther from the reference N(mu, sigma), taken as exact, the quantized set of pairs (N, D) is.
 
     Both distances have their bias removed by halves, and their error is that of the difference of influences: pairs
     share most of their noise.
@@ -167,8 +181,15 @@ def difference_interval(
     _check(a, b)
     difference = frechet.richardson(b, mu, sigma) - frechet.richardson(a, mu, sigma)
     influences = frechet.influence(b, mu, sigma) - frechet.influence(a, mu, sigma)
-    half = stats.t.ppf((1 + level) / 2, len(a) - 1) * frechet.standard_error(influences)
-    return difference, (float(difference - half), float(difference + half))
+    return ReferenceChange(difference, frechet.standard_error(influences), len(a))
+
+
+def difference_interval(
+    full: Float64, quantized: Float64, mu: Float64, sigma: Float64, *, level: float = 0.95
+) -> tuple[float, tuple[float, float]]:
+    """Difference of `reference_change`, and its interval."""
+    change = reference_change(full, quantized, mu, sigma)
+    return change.difference, change.interval(level)
 
 
 def _check(a: Float64, b: Float64) -> None:

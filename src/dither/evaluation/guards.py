@@ -172,11 +172,8 @@ def _frechet_change(metric: str, quantized: npt.NDArray[Any], full: npt.NDArray[
     if len(a) < for_interval:
         reason = f"the interval of a {metric} difference needs at least {for_interval} samples, got {len(a)}."
         return _Measured(metric, "lower", ours, theirs, ours - theirs, None, None, reason)
-    # Halves are even and odd rows there: a fixed shuffle keeps labels that come in turn from making them unlike.
-    order = np.random.default_rng(0).permutation(len(a))
-    difference, ci95 = frechet_pairs.difference_interval(b[order], a[order], *fit)
-    se = (ci95[1] - ci95[0]) / 2 / float(stats.t.ppf(0.975, len(a) - 1))
-    return _Measured(metric, "lower", ours, theirs, difference, se, ci95)
+    change = frechet_pairs.reference_change(b, a, *fit)
+    return _Measured(metric, "lower", ours, theirs, change.difference, change.standard_error, change.interval())
 
 
 def _inception(full: Crowd, quantized: Crowd, real: RealCrowd) -> Sequence[_Measured]:

@@ -19,7 +19,7 @@ from dither.evaluation.text import clip_score
 from dither.extractors.extras import transformers_class
 from dither.extractors.hub import load_model, load_tokenizer, locate
 from dither.extractors.preprocess import Preprocess, in_batches, open_device
-from dither.extractors.vision import clip_preprocess, unit
+from dither.extractors.vision import clip_embedding, clip_preprocess, unit
 
 __all__ = ["CLIP_TEXT", "ClipScore", "PromptScorer", "check_prompts", "open_clip_text"]
 
@@ -76,8 +76,7 @@ class ClipScore:
 
     def _run_pictures(self, pictures: Pictures) -> tuple[Tensor]:
         pixels = self.preprocess(pictures).to(self.device)
-        pooled = self.model.vision_model(pixel_values=pixels).pooler_output  # (N, width)
-        return (unit(self.model.visual_projection(pooled)),)
+        return (clip_embedding(self.model.vision_model, self.model.visual_projection, pixels),)
 
     def _run_prompts(self, prompts: list[str]) -> Tensor:
         longest = self.model.config.text_config.max_position_embeddings

@@ -54,8 +54,7 @@ class ClipFeatures:
         return features, None
 
     def _embed(self, images: Pictures) -> tuple[Tensor]:
-        pooled = self.tower(pixel_values=self.preprocess(images).to(self.device)).pooler_output  # (N, width)
-        return (unit(self.projection(pooled)),)
+        return (clip_embedding(self.tower, self.projection, self.preprocess(images).to(self.device)),)
 
 
 @dataclass(frozen=True)
@@ -112,6 +111,11 @@ def clip_preprocess(size: object, label: str) -> Preprocess:
     if not isinstance(size, int) or size < 1:
         raise BadModel(f"clip: {label!r} is for pictures of size {size!r}, not square ones.")
     return Preprocess(size, CLIP_MEAN, CLIP_STD, crop=True)
+
+
+def clip_embedding(tower: nn.Module, projection: nn.Module, pixels: Tensor) -> Tensor:
+    """Unit-length embeddings (N, D) of preprocessed pictures."""
+    return unit(projection(tower(pixel_values=pixels).pooler_output))
 
 
 def unit(x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from dither.evaluation.protocol import Label
 from dither.measure.drawing import Drawing, MakeHere, MakeWorker, device_name, drawings, floor_jobs, trajectory_jobs
 from dither.measure.gather import Finished, gather
 from dither.measure.judges import judging_for
-from dither.measure.ranks import ranks
+from dither.measure.ranks import compared
 from dither.measure.speed import speed
 from dither.measure.subjects import Subject, check_pair, header, open_subject
 from dither.quantization import sample_seeds
@@ -134,14 +134,7 @@ def compare(
         found["seconds"] = {"total": time.perf_counter() - started}
     for reason in _refused(results):
         running.say(reason)
-    return {
-        "schema": 2,
-        "kind": "compare",
-        "model": work.full.source.name,
-        "results": results,
-        **ranks(judged),
-        "command": command,
-    }
+    return compared(work.full.source.name, results, judged, command)
 
 
 def draw_shard(

@@ -9,7 +9,13 @@ from dither.evaluation.frechet_pairs import estimate_distance, needed_samples
 from dither.evaluation.judge import Judge
 from dither.evaluation.ranking import Difference, pairwise, pairwise_frechet, ranks_of
 
-__all__ = ["ranks"]
+__all__ = ["compared", "ranks"]
+
+
+def compared(model: str, results: Sequence[dict[str, Any]], judges: Sequence[Judge], command: str) -> dict[str, Any]:
+    """The contents of a comparison file."""
+    whole = {"schema": 2, "kind": "compare", "model": model, "results": list(results)}
+    return {**whole, **ranks(judges), "command": command}
 
 
 def ranks(judges: Sequence[Judge]) -> dict[str, Any]:

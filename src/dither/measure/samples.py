@@ -21,7 +21,7 @@ from dither.extractors import ClipScore
 from dither.measure.comparison import Asked
 from dither.measure.gather import versions
 from dither.measure.judges import Judging, judging_for
-from dither.measure.ranks import ranks
+from dither.measure.ranks import compared
 from dither.measure.videos import VBENCH, read_vbench_rows, video_judge
 
 __all__ = ["compare_samples", "is_samples"]
@@ -79,8 +79,7 @@ def compare_samples(
         results.append({**found, "seconds": {"total": time.perf_counter() - started}})
         judges.append(judge)
     progress("comparing files", len(small), len(small))
-    whole = {"schema": 2, "kind": "compare", "model": full.path.name, "results": results}
-    return {**whole, **ranks(judges), "command": command}
+    return compared(full.path.name, results, judges, command)
 
 
 def _results(judge: Judge, one: PictureFile, full: PictureFile) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dither.report.entries import Book, Entry
-from dither.report.form import DASH, Cell, byte_size, decimals, interval, percent, signed, significant
+from dither.report.form import DASH, Cell, byte_size, decimals, interval, percent, signed, significant, undecided
 from dither.report.load import Results, bounds, items, number, records, text
 from dither.report.metrics import METRICS, Metric, estimate, metric_named
 
@@ -150,7 +150,7 @@ def _real_cell(entry: Entry) -> Cell:
     if found is None:
         return Cell.of_number(value, significant(value))
     said = f"{signed(found[0])} to {signed(found[1])}"
-    return Cell.of_number(value, significant(value), said, "undecided" if found[0] <= 0 <= found[1] else "")
+    return Cell.of_number(value, significant(value), said, "undecided" if undecided(found) else "")
 
 
 def _real_reference(result: Results) -> tuple[Cell, Cell, Cell]:
@@ -164,7 +164,7 @@ def _accuracy_cell(entry: Entry) -> Cell:
     if difference is None or found is None:
         return Cell.of_number(value, percent(value))
     said = f"{decimals(100 * found[0], 1)} to {decimals(100 * found[1], 1)} points"
-    return Cell.of_number(value, percent(value), said, "undecided" if found[0] <= 0 <= found[1] else "")
+    return Cell.of_number(value, percent(value), said, "undecided" if undecided(found) else "")
 
 
 def _accuracy_reference(result: Results) -> tuple[Cell, Cell, Cell]:
@@ -206,7 +206,7 @@ def _guard_column(metric: str, features: str | None) -> Column:
     def cell(entry: Entry) -> Cell:
         guard = of(entry.result)
         value, found = number(guard, "quantized"), bounds(guard, "difference_ci95")
-        mark = "undecided" if found is not None and found[0] <= 0 <= found[1] else ""
+        mark = "undecided" if undecided(found) else ""
         said = f"{signed(found[0])} to {signed(found[1])}" if found else ""
         return Cell.of_number(value, significant(value, 4), said, mark)
 

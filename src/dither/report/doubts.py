@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from dither.report.columns import guard_title
 from dither.report.entries import Book
-from dither.report.form import DASH, Cell, interval, signed, significant
+from dither.report.form import DASH, Cell, interval, signed, significant, undecided
 from dither.report.load import Results, bounds, number, records, text
 from dither.report.metrics import METRICS, Metric
 from dither.report.tables import Row, Table
@@ -104,7 +104,7 @@ def _reading(guard: Results, difference: float | None, found: tuple[float, float
         return text(guard, "reason") or "not measured", ""
     if found is None:
         return text(guard, "reason") or "no interval was measured", "undecided"
-    if found[0] <= 0 <= found[1]:
+    if undecided(found):
         return "", "undecided"
     way = text(guard, "better")
     if way == "closer" or way not in ("lower", "higher"):

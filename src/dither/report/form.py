@@ -3,7 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["DASH", "Cell", "byte_size", "decimals", "interval", "percent", "signed", "significant", "sized"]
+__all__ = [
+    "DASH",
+    "Cell",
+    "byte_size",
+    "decimals",
+    "interval",
+    "percent",
+    "signed",
+    "significant",
+    "sized",
+    "undecided",
+]
 
 DASH = "–"
 MINUS = "−"
@@ -52,6 +63,11 @@ def sized(value: float | None, digits: int | None) -> str:
 def interval(bounds: Sequence[float] | None, digits: int | None) -> str:
     """Format a 95% interval as `33.9 to 34.6`; empty text when there is none."""
     return f"{sized(bounds[0], digits)} to {sized(bounds[1], digits)}" if bounds and len(bounds) == 2 else ""
+
+
+def undecided(found: tuple[float, float] | None) -> bool:
+    """Whether the interval of a difference holds zero."""
+    return found is not None and found[0] <= 0 <= found[1]
 
 
 @dataclass(frozen=True)
