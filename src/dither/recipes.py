@@ -1,7 +1,7 @@
 """Recipes: each method as an ordered tuple of stages with its defaults, to be read like its paper.
 
-A recipe is a function from bit widths to stages. ``--set STAGE.FIELD=VALUE`` and recipe files change the plain data that
-comes out; nothing is evaluated.
+A recipe is a function from bit widths to stages. ``--set STAGE.FIELD=VALUE``, ``--set STAGE=off`` and recipe files change
+the plain data that comes out; nothing is evaluated.
 """
 
 import json
@@ -179,17 +179,24 @@ def recipe_from(data: Any) -> Recipe:
 
 
 def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
-    """Apply ``STAGE.FIELD[.FIELD...]=VALUE`` settings; values are JSON, or text where they are not. BadRecipe if wrong."""
+    """Apply ``STAGE.FIELD[.FIELD...]=VALUE`` settings; values are JSON, or text where they are not. BadRecipe if wrong.
+
+    ``STAGE=off`` leaves a stage out.
+    """
     data = json.loads(json.dumps(recipe_to(recipe)))
     for setting in settings:
         path, equals, text = setting.partition("=")
         tag, *keys = path.strip().split(".")
         targets = [s for s in data["stages"] if s["stage"] == tag]
-        if not equals or not keys or keys == ["stage"]:
-            raise BadRecipe(f"setting '{setting}': write STAGE.FIELD=VALUE")
+        off = not keys and text.strip() == "off"
+        if not equals or keys == ["stage"] or not (keys or off):
+            raise BadRecipe(f"setting '{setting}': write STAGE.FIELD=VALUE, or STAGE=off")
         if not targets:
             have = ", ".join(s["stage"] for s in data["stages"])
             raise BadRecipe(f"recipe '{recipe.name}' has no stage '{tag}'; its stages are {have}")
+        if off:
+            data["stages"] = [s for s in data["stages"] if s["stage"] != tag]
+            continue
         for target in targets:
             _assign_at(target, keys, text, setting)
     return recipe_from(data)
