@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import evaluation_tables
+from benchmarks import evaluation_tables, vidit_q_tables
 from benchmarks.markdown import Result, above_all_others, interval, result, table, with_error
 
 ROOT = Path(__file__).parents[1]
@@ -185,6 +185,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "speed": speed,
     "xl": xl,
     **evaluation_tables.TABLES,
+    **vidit_q_tables.TABLES,
 }
 
 

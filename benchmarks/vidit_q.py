@@ -27,6 +27,8 @@ MODELS = ("zoo:fashion", "zoo:fashion-hard")
 WIDTHS = ("w8a8", "w6a6", "w4a8", "w4a4")
 NARROW = ("w6a6", "w4a8", "w4a4")
 """Widths that mixed precision can raise."""
+ENDS = ("w8a8", "w4a8")
+"""Where variants and other baselines are measured."""
 STATIC = "assign.act.static=true"
 SEARCH = "smooth.search=[0.2,0.3,0.4,0.5,0.6,0.7,0.8]"
 JUDGED = "smooth.rotation=0"
@@ -51,17 +53,24 @@ class Line:
 
 LINES = (
     Line("static", "vidit-q", ("smooth=off", "rotate=off", STATIC)),
-    Line("static, 10 time groups", "vidit-q", ("smooth=off", "rotate=off", STATIC, "assign.time_groups=10")),
+    Line(
+        "static, 10 time groups", "vidit-q", ("smooth=off", "rotate=off", STATIC, "assign.time_groups=10"), widths=ENDS
+    ),
     Line("dynamic per token", "vidit-q", ("smooth=off", "rotate=off")),
     Line("+ scaling", "vidit-q", ("rotate=off",)),
     Line("+ rotation", "vidit-q", ("smooth=off",)),
     Line("+ both", "vidit-q"),
     Line("+ both, data-free scales", "vidit-q", ("smooth.data_free=true",)),
-    Line("+ both, alpha searched", "vidit-q", (SEARCH, JUDGED)),
-    Line("rtn", "rtn"),
+    Line("+ both, alpha searched", "vidit-q", (SEARCH, JUDGED), widths=ENDS),
+    Line("+ scaling, 2 time ranges", "vidit-q-timed", widths=("w4a8",)),
+    Line("MP by time, codes nested", "vidit-q-mp", widths=NARROW),
+    Line("MP by time, second banks", "vidit-q-mp", ("mixed.nested=false",), ("w4a8",)),
+    Line("MP on the disk", "vidit-q-mp-stored", widths=("w4a8", "w4a4")),
+    Line("MP on the disk, integer program", "vidit-q-ilp", widths=("w4a8", "w4a4")),
+    Line("rtn", "rtn", widths=ENDS),
     Line("smoothquant", "smoothquant"),
     Line("quarot", "quarot"),
-    Line("vidit-q-released", "vidit-q-released"),
+    Line("vidit-q-released", "vidit-q-released", widths=ENDS),
 )
 PAIRS = (
     ("dynamic per token", "static"),
@@ -74,6 +83,10 @@ PAIRS = (
     ("+ both", "quarot"),
     ("+ both, data-free scales", "+ both"),
     ("+ both, alpha searched", "+ both"),
+    ("MP by time, codes nested", "+ both"),
+    ("MP by time, codes nested", "MP by time, second banks"),
+    ("MP on the disk", "+ both"),
+    ("MP on the disk, integer program", "MP on the disk"),
 )
 """Lines whose difference is told with its interval: first minus second, picture by picture."""
 

@@ -1,4 +1,6 @@
-"""A DiT-XL/2 at full size through the real command line: minutes, peak memory, bytes; then the packed file, loaded.
+"""DiT-XL/2 and a model of PixArt-Sigma's size, quantized whole: minutes, peak memory, bytes; then the packed file, loaded.
+
+Through the real command line, or through ``dither.quantize(run=...)`` with random calls, as for a model without a pipeline.
 
 Weights are random, so nothing here speaks of quality. Each step is a process of its own, and its peak is what the kernel
 counted (``ru_maxrss``): everything resident, Python, torch and mapped files included.
@@ -9,19 +11,26 @@ import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS, Finished, bytes_in, environment, run, write_result
 
-SOURCES = {"diffusers": "dit-xl-2", "facebook": "dit-xl-2.pt"}
+SOURCES = {"diffusers": "dit-xl-2", "facebook": "dit-xl-2.pt", "pixart": "pixart-sigma"}
 CALIBRATION = ("--samples", "2", "--steps", "4", "--calls", "4")
-RUNS = (
+OWN_CALLS = None
+"""Instead of the command line's options: the API, with calls of one's own."""
+RUNS: tuple[tuple[str, str, str, tuple[str, ...] | None], ...] = (
     ("diffusers", "w8a8", "rtn", ()),
     ("diffusers", "w4a8", "rtn", ()),
     ("facebook", "w8a8", "rtn", ()),
     ("facebook", "w4a8", "rtn", ()),
     ("diffusers", "w8a8", "smoothquant", CALIBRATION),
+    ("diffusers", "w4a8", "vidit-q", CALIBRATION),
+    ("diffusers", "w4a8", "vidit-q", OWN_CALLS),
+    ("pixart", "w4a8", "vidit-q", OWN_CALLS),
 )
 QUANTIZE_GOAL, LOAD_GOAL = 1.5, 0.5
 CLI = "from dither.cli import main; main()"
@@ -60,7 +69,7 @@ def measure(work: Path, threads: int, blocks: int, only: str) -> dict[str, Any]:
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
         shutil.rmtree(source) if source.is_dir() else source.unlink()
     return {
-        "model": "DiT-XL/2, random weights",
+        "model": "DiT-XL/2 (diffusers, facebook) and PixArt-Sigma's size at 256 pixels (pixart), random weights",
         "reference": "float32 bytes of the parameters as loaded: in diffusers every block owns a copy of the embedders, "
         "which a facebook file stores once",
         "memory": "ru_maxrss of a fresh process: Python, torch and mapped files included",
@@ -81,28 +90,34 @@ def original(source: Path, layout: str, threads: int, blocks: int) -> dict[str, 
 
 
 def row(
-    source: Path, full: dict[str, int], layout: str, bits: str, recipe: str, options: tuple[str, ...], threads: int
+    source: Path,
+    full: dict[str, int],
+    layout: str,
+    bits: str,
+    recipe: str,
+    options: tuple[str, ...] | None,
+    threads: int,
 ) -> dict[str, Any]:
     """Quantize, then load what was written."""
-    packed, report = source.with_name("packed"), source.with_name("report.json")
-    arguments = [str(source), "-o", str(packed), "--recipe", recipe, "--bits", bits, *options]
-    done = run([sys.executable, "-c", CLI, "quantize", *arguments, "--json", str(report)], threads)
-    size = json.loads(report.read_text(encoding="utf-8"))["size"]
+    packed = source.with_name("packed")
+    arguments = [str(source), "-o", str(packed), "--recipe", recipe, "--bits", bits]
+    made = api(arguments, layout, threads) if options is OWN_CALLS else cli([*arguments, *options], threads)
     loading = run(step("load", packed), threads)
     loaded = last_json(loading)
     shutil.rmtree(packed)
-    reference = full["float32_bytes_as_loaded"]
+    reference, size = full["float32_bytes_as_loaded"], made.size
     return {
         "layout": layout,
         "bits": bits,
         "recipe": recipe,
-        "command": " ".join(["dither quantize", *arguments]).replace(f"{source.parent}/", ""),
+        "command": made.command.replace(f"{source.parent}/", ""),
         "quantize": {
-            "minutes": round(done.seconds / 60, 2),
-            **against(done.peak_bytes, reference, QUANTIZE_GOAL),
+            "minutes": round(made.seconds / 60, 2),
+            **against(made.peak_bytes, reference, QUANTIZE_GOAL),
             "file_bytes": size["file_bytes"],
             "file_ratio": round(full["file_bytes"] / size["file_bytes"], 2),
             "bits_per_weight": round(size["bits_per_weight"], 3),
+            **loaded["rotations"],
         },
         "load": {
             "seconds": round(loaded["seconds"], 1),
@@ -110,8 +125,42 @@ def row(
             "peak_ratio_with_one_call": round(loading.peak_bytes / reference, 3),
             "peak_bytes_before": loaded["peak_before_bytes"],
             "finite": loaded["finite"],
+            "same_bits": None if made.digest is None else loaded["digest"] == made.digest,
         },
     }
+
+
+@dataclass(frozen=True)
+class Made:
+    """A quantized model.
+
+    Args:
+        command: that made it.
+        seconds, peak_bytes: from opening the original to the last byte written.
+        size: as ``dither inspect`` has it.
+        digest: of its answer to a call, before it was saved; None where only the command line knows it.
+    """
+
+    command: str
+    seconds: float
+    peak_bytes: int
+    size: dict[str, Any]
+    digest: str | None
+
+
+def cli(arguments: Sequence[str], threads: int) -> Made:
+    """``dither quantize``, which draws pictures to calibrate with."""
+    report = Path(arguments[0]).with_name("report.json")
+    done = run([sys.executable, "-c", CLI, "quantize", *arguments, "--json", str(report)], threads)
+    size = json.loads(report.read_text(encoding="utf-8"))["size"]
+    return Made(" ".join(["dither quantize", *arguments]), done.seconds, done.peak_bytes, size, None)
+
+
+def api(arguments: Sequence[str], layout: str, threads: int) -> Made:
+    """``dither.quantize(run=...)`` and ``dither.save``."""
+    done = last_json(run([sys.executable, "-m", STEPS, "quantize", *arguments, "--layout", layout], threads))
+    command = " ".join(["python -m", STEPS, "quantize", *arguments, "--layout", layout])
+    return Made(command, done["seconds"], done["peak_bytes"], done["size"], done["digest"])
 
 
 def against(peak: int, reference: int, goal: float) -> dict[str, Any]:

@@ -1,14 +1,21 @@
-"""What ``benchmarks.xl`` runs in fresh processes: write a random DiT-XL/2, or load a packed one and call it once."""
+"""What ``benchmarks.xl`` runs in fresh processes: write a random model, quantize one by the API, load a packed one.
+
+The answer to one fixed call, as a digest of its bits, says whether a loaded model is the one that was quantized.
+"""
 
 import argparse
+import hashlib
 import json
 import sys
 import time
+from collections import Counter
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
-from diffusers import DiTTransformer2DModel
+from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel
+from torch import Tensor
 
 from benchmarks.common import peak_memory
 
@@ -23,15 +30,33 @@ CONFIG: dict[str, Any] = {
     "num_embeds_ada_norm": 1000,
     "norm_eps": 1e-6,
 }
+PIXART: dict[str, Any] = {
+    **{name: CONFIG[name] for name in ("num_attention_heads", "attention_head_dim", "in_channels", "out_channels")},
+    **{name: CONFIG[name] for name in ("num_layers", "sample_size", "patch_size")},
+    "cross_attention_dim": 1152,
+    "caption_channels": 4096,
+}
+"""PixArt-Sigma's, for pictures of 256 pixels."""
 WIDTH = 1152
 STD = 0.02
+WORDS = 300
+LEVELS = (950, 650, 350, 50)
+"""Timesteps of the calls that quantization sees."""
+
+
+CLASSES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "diffusers": (DiTTransformer2DModel, CONFIG),
+    "pixart": (PixArtTransformer2DModel, PIXART),
+}
+"""Layouts that diffusers writes -> class and config."""
 
 
 def make(layout: str, target: Path, blocks: int) -> dict[str, Any]:
     """Writes random float32 weights; no layer is zero, as adaLN-Zero's start would be. Returns the parameter count."""
     torch.manual_seed(0)
-    if layout == "diffusers":
-        model = DiTTransformer2DModel(**{**CONFIG, "num_layers": blocks})
+    if layout in CLASSES:
+        kind, config = CLASSES[layout]
+        model = kind(**{**config, "num_layers": blocks})
         model.save_pretrained(target)
         return {"parameters": sum(p.numel() for p in model.parameters())}
     tensors = _facebook(blocks)
@@ -60,6 +85,59 @@ def _facebook(blocks: int) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def quantize(layout: str, source: Path, packed: Path, recipe: str, bits: str) -> dict[str, Any]:
+    """Through the public API, with random latents, labels or texts, and timesteps for calibration."""
+    import dither
+    from dither.inspection import size_on_disk
+    from dither.weightfile import weight_files_in
+
+    started, files = time.perf_counter(), weight_files_in(source)
+    model = CLASSES[layout][0].from_pretrained(source)
+    dither.quantize(model, recipe, bits, run=lambda: [answer(model, level) for level in LEVELS])
+    dither.save(model, packed)
+    seconds, peak = time.perf_counter() - started, peak_memory()
+    digest = bits_of(answer(model, 500))
+    size = size_on_disk(model, weight_files_in(packed), sum(file.stat().st_size for file in files))
+    return {"seconds": seconds, "peak_bytes": peak, "size": size, "digest": digest}
+
+
+def answer(model: Any, level: int) -> Tensor:
+    """What the model says to a pair of random latents (2, C, H, W) at this timestep."""
+    make = torch.Generator().manual_seed(level)
+    config = model.config
+    x = torch.randn(2, config.in_channels, config.sample_size, config.sample_size, generator=make)
+    given: dict[str, Any] = {"timestep": torch.tensor([level, level]), "return_dict": False}
+    if isinstance(model, PixArtTransformer2DModel):
+        given["encoder_hidden_states"] = torch.randn(2, WORDS, config.caption_channels, generator=make)
+        given["added_cond_kwargs"] = {"resolution": None, "aspect_ratio": None}
+    else:
+        given["class_labels"] = torch.tensor([1, config.num_embeds_ada_norm])
+    with torch.no_grad():
+        out: Tensor = model(x, **given)[0]
+    return out
+
+
+def bits_of(x: Tensor) -> str:
+    """A digest of every bit."""
+    return hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest()
+
+
+def rotated(model: torch.nn.Module) -> dict[str, Any]:
+    """Quantized layers by the width of their rotation; medians of what was noted about their inputs."""
+    from dither.checkpoint import header_of
+    from dither.spec import LinearSpec
+
+    header = header_of(model)
+    specs = [spec for spec in header.plan.layers.values() if isinstance(spec, LinearSpec)]
+    blocks = Counter("none" if spec.rotation is None else str(spec.rotation.block) for spec in specs)
+    notes = list(header.recipe.get("notes", {}).values())
+    found: dict[str, Any] = {"layers_by_rotation_block": dict(sorted(blocks.items()))}
+    for key in ("incoherence", "incoherence_rotated"):
+        if worst := [max(note[key]) for note in notes if key in note]:
+            found[key] = {"median": round(median(worst), 2), "largest": round(max(worst), 2), "layers": len(worst)}
+    return found
+
+
 def load(folder: Path) -> dict[str, Any]:
     """Loads a packed checkpoint and makes one guided call of it. Returns seconds, and peaks of resident memory."""
     import dither
@@ -68,27 +146,34 @@ def load(folder: Path) -> dict[str, Any]:
     loaded: Any = dither.load(folder)
     seconds, after = time.perf_counter() - started, peak_memory()
     model = loaded if isinstance(loaded, torch.nn.Module) else loaded.transformer
-    torch.manual_seed(0)
-    x = torch.randn(2, CONFIG["in_channels"], CONFIG["sample_size"], CONFIG["sample_size"])
-    with torch.no_grad():
-        out = model(x, timestep=torch.tensor([500, 500]), class_labels=torch.tensor([1, 1000]), return_dict=False)[0]
+    out = answer(model, 500)
     return {
         "seconds": seconds,
         "peak_before_bytes": before,
         "peak_bytes": after,
         "peak_with_one_call_bytes": peak_memory(),
         "finite": bool(torch.isfinite(out).all()),
+        "digest": bits_of(out),
+        "rotations": rotated(model),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("step", choices=["make", "load"])
+    parser.add_argument("step", choices=["make", "quantize", "load"])
     parser.add_argument("path", type=Path)
-    parser.add_argument("--layout", choices=["diffusers", "facebook"], default="diffusers")
+    parser.add_argument("--layout", choices=[*CLASSES, "facebook"], default="diffusers")
     parser.add_argument("--blocks", type=int, default=CONFIG["num_layers"])
+    parser.add_argument("-o", "--output", type=Path, help="where quantize writes")
+    parser.add_argument("--recipe", default="vidit-q")
+    parser.add_argument("--bits", default="w4a8")
     given = parser.parse_args()
-    result = make(given.layout, given.path, given.blocks) if given.step == "make" else load(given.path)
+    if given.step == "make":
+        result = make(given.layout, given.path, given.blocks)
+    elif given.step == "quantize":
+        result = quantize(given.layout, given.path, given.output, given.recipe, given.bits)
+    else:
+        result = load(given.path)
     sys.stdout.write(json.dumps(result) + "\n")
 
 

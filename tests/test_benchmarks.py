@@ -7,11 +7,12 @@ import shlex
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import ranking
 from benchmarks.quality.__main__ import as_csv, command, parsed, rows
 from benchmarks.quality.plan import MODELS, SWITCHES, Asked, product, switched
-from benchmarks.quality.row import Pictures, measure, numbers
+from benchmarks.quality.row import Pictures, measure, measurements, numbers
 from benchmarks.ranking_subsets import MEASURES, Drawn, find_order, separation, share_interval, shuffled
 from dither.errors import BadValue
 from dither.evaluation.protocol import RealStats
@@ -191,3 +192,20 @@ def test_pictures_are_drawn_once_and_prefixes_are_shared(tmp_path, monkeypatch):
     assert asked[6:] == [(bits, 32) for bits in ("", *ranking.WIDTHS)]
     assert (more["w3"][0]["features"] == first["w3"][0]["features"]).all()
     assert not list(tmp_path.glob("*.writing"))
+
+
+def test_rows_share_measurements_if_they_only_spend_them_otherwise(tmp_path):
+    def folder(recipe, bits="w4a8", *settings):
+        return measurements(Asked("zoo:digits", recipe, bits, settings), 0, tmp_path).inner.folder
+
+    assert folder("vidit-q-mp") == folder("vidit-q-mp-stored") == folder("vidit-q-mp", "w4a8", "mixed.weight=5.5")
+    others = [folder("vidit-q-mp", "w4a4"), folder("vidit-q-mp", "w4a8", "mixed.nested=false"), folder("vidit-q-ilp")]
+    assert len({folder("vidit-q-mp"), *others}) == 4
+
+
+def test_a_store_of_measurements_keeps_no_layer(tmp_path):
+    store = measurements(Asked("zoo:digits", "vidit-q-mp", "w4a8"), 0, tmp_path)
+    store.put("sensitivity.unit.0.w4", {"mse": torch.tensor([0.5])})
+    store.put("layer", {"codes": torch.tensor([1])})
+    assert store.get("sensitivity.unit.0.w4") == {"mse": torch.tensor([0.5])}
+    assert store.get("layer") is None

@@ -30,6 +30,7 @@ GUIDES = (
     "evaluation",
     "results",
     "kernels",
+    "vidit-q",
     "design",
 )
 COMMANDS = typer.main.get_command(app)

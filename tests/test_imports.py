@@ -125,7 +125,8 @@ def test_the_report_never_sees_torch():
 
 
 def test_spec_has_no_torch_in_it():
-    assert not {i.split(".")[0] for i in imports(ROOT / "spec.py")} & {"torch", "numpy"}
+    for path in sorted((ROOT / "spec").glob("*.py")):
+        assert not {i.split(".")[0] for i in imports(path)} & {"torch", "numpy"}
 
 
 FORBIDDEN = ("torchvision", "dill", "cloudpickle", "joblib", "marshal", "shelve")

@@ -7,8 +7,11 @@ import torch
 from safetensors.torch import load_file
 
 import dither
+from dither.clock import Clock
+from dither.errors import BadValue
 from dither.inspection import describe, estimate, plan_rows, reasons, size_on_disk, stored_dtype, summary
 from dither.models import adapter_for
+from dither.spec import Act, Codebook, Int, LinearSpec, Nested, Plan, Timed, View, Views
 
 
 def rows_of(model):
@@ -59,3 +62,92 @@ def test_stored_dtype(tmp_path, dtype):
     torch.nn.Module.to(tiny.dit(), dtype).save_pretrained(tmp_path)
     assert stored_dtype(list(tmp_path.glob("*.safetensors"))) == dtype
     assert stored_dtype([]) == torch.float32
+
+
+# --- widths that change with the noise level
+
+
+def row_of(name: str) -> dict:
+    return next(r for r in rows_of(tiny.stamped_dit(tiny.plan())) if r["name"] == name)
+
+
+def test_views_are_one_weight_at_several_widths():
+    row = row_of("transformer_blocks.0.attn1.to_k")
+    assert row["weight"] == "8 | 4 | 5 of int8 asym per row"
+    assert row["act"] == "int8 sym per token dynamic | int6 asym per token dynamic | full precision"
+    assert (row["kernel"], row["simulated"]) == ("int8_mm | dequantize", False)
+    assert row["online"] == ["pre_scale", "rotation"]
+    assert row["bank_bytes"] == 0
+    # codes, scales and zeros of 16 rows, online scales, signs, and the bias
+    assert row["bits_per_weight"] == 8 * (16 * 16 + 16 * 5 + 16 * 4 + 16 + 16 * 4) / 256
+    assert row["by_time"] == [  # the select (0, 0, 1, 1, 2, 1) by group and branch: the wider branch is told
+        {"low": 0.0, "high": 0.3, "weight_bits": 8, "act_bits": 8},
+        {"low": 0.3, "high": 0.7, "weight_bits": 4, "act_bits": 6},
+        {"low": 0.7, "high": 1.0, "weight_bits": 5, "act_bits": None},
+    ]
+
+
+def test_banks_are_all_stored():
+    row = row_of("transformer_blocks.0.ff.net.2")
+    assert row["by_time"] == [
+        {"low": 0.0, "high": 0.3, "weight_bits": 8, "act_bits": 8},
+        {"low": 0.3, "high": 1.0, "weight_bits": 4, "act_bits": 8},  # equal neighbours are one
+    ]
+    assert row["bank_bytes"] == 16 * 64 // 2 + 16 * 4  # the bank of 4 bits
+    assert row_of("transformer_blocks.0.attn1.to_q")["by_time"] is None
+    assert row_of("transformer_blocks.0.attn1.to_q")["bank_bytes"] == 0
+    assert row_of("proj_out_1")["by_time"] is None
+
+
+def test_a_plan_with_views_is_described_as_the_model_that_it_becomes():
+    plan, model = tiny.plan(), tiny.dit()
+    clock = Clock(plan.time_edges, plan.branches)
+    ahead = describe(model, adapter_for(model), plan.layers, clock)
+    assert ahead == rows_of(tiny.stamped_dit(plan))
+    with pytest.raises(BadValue, match="6 rows of a clock that has 1"):
+        describe(model, adapter_for(model), plan.layers)
+
+
+def test_the_estimate_counts_views_once_and_banks_each(tmp_path):
+    model, dense = tiny.stamped_dit(tiny.plan()), tiny.dit()
+    expected = estimate(dense, rows_of(model), torch.float32)["file_bytes"]
+    dither.save(model, tmp_path / "m")
+    (file,) = (tmp_path / "m").glob("*.safetensors")
+    header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
+    assert file.stat().st_size - header == pytest.approx(expected, abs=64)
+
+
+def running(plan: Plan, tmp_path) -> tuple[float | None, float | None]:
+    model = tiny.stamped_dit(plan)
+    dither.save(model, tmp_path / "m")
+    size = size_on_disk(model, list((tmp_path / "m").glob("*.safetensors")), 1000)
+    return size["running_bits_per_weight"], size["running_bits_per_activation"]
+
+
+def test_running_bits_are_means_over_weights_and_time(tmp_path):
+    q, fc2 = "transformer_blocks.0.attn1.to_q", "transformer_blocks.0.ff.net.2"
+    act8, act4 = Act(Int(8)), Act(Int(4))
+    views = Views(LinearSpec(Int(8), act8), (View(8, act8), View(4, act4)), (1, 0, 0, 0, 1, 1))
+    plan = Plan({q: LinearSpec(Int(6), act8), fc2: views}, (0.3, 0.7), 2)
+    # fc2 has four times the weights of q; 6 bits on average for 0 to 0.3, 8 to 0.7, 4 to 1
+    mean = 0.3 * 6 + 0.4 * 8 + 0.3 * 4
+    assert running(plan, tmp_path) == pytest.approx(((6 + 4 * mean) / 5, (8 + 4 * mean) / 5))
+
+
+def test_running_bits_of_what_is_in_full_precision(tmp_path):
+    q, k, v = (f"transformer_blocks.0.attn1.to_{x}" for x in "qkv")
+    timed = Timed((LinearSpec(None, Act(Int(8))), LinearSpec(Codebook(2, 16))), (0, 0, 0, 0, 1, 1))
+    out = LinearSpec(None, None, 1)  # transformed, not quantized: not counted
+    plan = Plan(
+        {
+            "transformer_blocks.0.attn1.to_out.0": out,
+            q: timed,
+            k: LinearSpec(Nested(Int(8), 3), Act(Int(6))),
+            v: LinearSpec(Int(2)),
+        },
+        (0.25, 0.5),
+        2,
+    )
+    # a dense weight has 32 bits; inputs that ever are in full precision are left out
+    assert running(plan, tmp_path) == pytest.approx(((0.5 * 32 + 0.5 * 2 + 3 + 2) / 3, 6))
+    assert running(Plan({v: LinearSpec(Int(2))}), tmp_path / "other") == (2, None)

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 import dither
 from dither import recipes
 from dither.errors import BadRecipe, DitherError
+from dither.quantization import plan_ahead
 from dither.recipes import RECIPES, get, override, recipe_from, recipe_to
-from dither.spec import Act, Bits, Int
-from dither.stages import Assign, Rotate, Smooth, stages_of
+from dither.spec import Act, Bits, Int, Rotation, Views
+from dither.stages import Assign, Mixed, Program, Rotate, Smooth, TimedSmooth, stages_of
 
 WIDTHS = [None, "w8a8", "w4a8", "w4a4", "w2", "w1a1", "w3a16"]
 
@@ -39,6 +40,7 @@ def test_entries_read_well(name):
     entry = RECIPES[name]
     assert entry.name == name
     assert entry.about.endswith(".")
+    assert len({e.about for e in RECIPES.values()}) == len(RECIPES)
 
 
 def test_modulation_never_goes_below_four_bits():
@@ -119,6 +121,64 @@ def test_a_wrong_setting_is_named_in_one_sentence(setting, words):
     assert len(str(e.value)) < 300
 
 
+# --- stages switched off
+
+
+def tags(recipe) -> list[str]:
+    return [tag for tag, _ in recipe.stages]
+
+
+def test_off_leaves_a_stage_out_and_nothing_else():
+    recipe = get("vidit-q")
+    changed = override(recipe, ["smooth=off"])
+    assert tags(changed) == ["rotate", "assign", "rtn", "ranges"]
+    assert changed.stages == recipe.stages[1:]
+    assert tags(override(recipe, ["smooth = off ", "rotate=off"])) == ["assign", "rtn", "ranges"]
+    assert tags(recipe) == ["smooth", "rotate", "assign", "rtn", "ranges"]
+
+
+def test_off_leaves_out_every_stage_of_the_tag():
+    assert tags(override(get("vidit-q-released-mp"), ["widen=off"])) == ["smooth", "rotate", "assign", "rtn", "ranges"]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_off_goes_with_other_settings(order):
+    changed = override(get("vidit-q"), ["rotate=off", "smooth.vidit_alpha=0.25"][::order])
+    assert tags(changed) == ["smooth", "assign", "rtn", "ranges"]
+    assert stages_of(changed)[0].vidit_alpha == 0.25
+
+
+def test_a_stage_may_be_set_and_then_switched_off():
+    assert override(get("vidit-q"), ["smooth.vidit_alpha=0.1", "smooth=off"]) == override(
+        get("vidit-q"), ["smooth=off"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["clip=off"], "'vidit-q' has no stage 'clip'; its stages are smooth, rotate, assign, rtn, ranges"),
+        (["off=off"], "no stage 'off'"), (["=off"], "no stage ''"),
+        (["smooth"], "STAGE.FIELD=VALUE, or STAGE=off"), (["smooth=on"], "STAGE.FIELD=VALUE, or STAGE=off"),
+        (["smooth=OFF"], "STAGE=off"), (["smooth.stage=off"], "STAGE=off"),
+        (["smooth=off", "smooth.alpha=0.5"], "'smooth.alpha=0.5': an earlier setting has switched stage 'smooth' off"),
+        (["smooth=off", "smooth=off"], "an earlier setting has switched stage 'smooth' off"),
+        ([f"{t}=off" for t in ("smooth", "rotate", "assign", "rtn", "ranges")],
+         "'ranges=off' switches the last stage of recipe 'vidit-q' off: nothing is left"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_switched_off_is_named(given, words):
+    with pytest.raises(BadRecipe, match=words):
+        override(get("vidit-q"), given)
+
+
+def test_without_the_stage_that_assigns_formats_nothing_would_be_quantized():
+    with pytest.raises(DitherError, match="'rtn' left every linear of DiTTransformer2DModel in full precision"):
+        dither.quantize(jobs.pipeline(), "rtn", settings=["assign=off"])
+    with pytest.raises(BadRecipe, match=r"is to have int4 asym per row weights, but no stage of the recipe makes them"):
+        dither.quantize(jobs.pipeline(), "vidit-q", settings=["smooth=off", "rotate=off", "rtn=off"])
+
+
 # --- what is wrong with a recipe
 
 
@@ -185,8 +245,8 @@ JSON = st.recursive(
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(st.sampled_from(["smooth", "rotate", "assign", "clip", "rtn", "ranges", "other"]), st.dictionaries(
-    st.sampled_from(["alpha", "weight", "act", "steps", "keep", "search", "exclude", "block", "threshold"]), JSON, max_size=3
+@given(st.sampled_from(["smooth", "rotate", "assign", "mixed", "integer-program", "widen", "clip", "other"]), st.dictionaries(
+    st.sampled_from(["alpha", "weight", "act", "steps", "at", "search", "layers", "blocks", "threshold"]), JSON, max_size=3
 ))  # fmt: skip
 def test_any_json_is_a_recipe_or_one_clear_error(tag, fields):
     data = {"name": "mine", "bits": "w8", "stages": [{"stage": tag, **fields}]}
@@ -208,10 +268,48 @@ def stage_of(recipe, kind):
 @pytest.mark.parametrize("bits", ["w8a8", "w6a6", "w4a8", "w4a4"])
 def test_vidit_q_scales_then_rotates_then_rounds_once_with_zero_points(bits):
     recipe = get("vidit-q", bits)
-    assert [tag for tag, _ in recipe.stages] == ["smooth", "rotate", "assign", "rtn", "ranges"]
+    assert tags(recipe) == ["smooth", "rotate", "assign", "rtn", "ranges"]
     assign, widths = assign_of(recipe), Bits.parse(bits)
     assert assign.weight == Int(widths.weight, symmetric=False)
     assert assign.act == Act(Int(widths.act, symmetric=False))  # dynamic, per token
+
+
+@pytest.mark.parametrize(
+    ("bits", "averages"),
+    [
+        ("w8a8", (None, None)),
+        ("w4a8", (4.75, None)),
+        ("w4a4", (4.75, 4.75)),
+        ("w6a6", (6.75, 6.75)),
+        ("w4", (4.75, None)),
+    ],
+)
+@pytest.mark.parametrize(
+    ("name", "kind"), [("vidit-q-mp", Mixed), ("vidit-q-mp-stored", Mixed), ("vidit-q-ilp", Program)]
+)
+def test_mixed_precision_is_vidit_q_with_one_more_stage_and_a_budget(name, kind, bits, averages):
+    recipe = get(name, bits)
+    stage = stage_of(recipe, kind)
+    assert (stage.weight, stage.act) == averages
+    assert stage.stored == (name != "vidit-q-mp")
+    assert override(recipe, [f"{stage.tag}=off"]).stages == get("vidit-q", bits).stages
+
+
+def test_a_budget_of_few_bits_can_be_met():
+    """Widths start at the one asked for."""
+    assert stage_of(get("vidit-q-mp", "w2a3"), Mixed) == Mixed(2.75, 3.75, (2, 4, 6, 8), (3, 4, 6, 8))
+
+
+def test_the_first_version_has_ranges_and_no_rotation():
+    assert tags(get("vidit-q-timed")) == ["assign", "timed-smooth", "rtn", "ranges"]
+    assert [stage_of(get("vidit-q-timed", b), TimedSmooth).vidit_alpha for b in ("w4a8", "w6a6")] == [(0.89,), (0.375,)]
+
+
+def test_the_papers_w8a8_is_dynamic_ranges_alone():
+    assert tags(get("vidit-q-paper", "w8a8")) == ["assign", "rtn", "ranges"]
+    assert tags(get("vidit-q-paper", "w6a6")) == tags(get("vidit-q", "w6a6"))
+    assert assign_of(get("vidit-q-paper", "w8a8")).act == Act(Int(8, symmetric=False))
+    assert {assign_of(get("vidit-q-paper", b)).adaln for b in ("w8a8", "w4a8")} == {None}
 
 
 def test_the_released_presets_differ_where_they_are_said_to():
@@ -222,15 +320,37 @@ def test_the_released_presets_differ_where_they_are_said_to():
     assert assign_of(get("vidit-q-released", "w4a8")).adaln is None
 
 
-@pytest.mark.parametrize("name", ["quarot", "vidit-q", "vidit-q-released"])
-def test_rotations_are_stored_and_conditional_rows_share_no_scale(name, tmp_path):
-    """A sample's answer is the same, to the last bit, however large its neighbour in the batch is."""
-    pipe = dither.quantize(jobs.pipeline(), name, "w4a4", calibration=dither.Calibration(samples=10, steps=3, calls=3))
-    layer = pipe.transformer.transformer_blocks[0].attn1.to_q
-    assert layer.spec.rotation is not None
-    x = torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0))
-    loud = torch.stack((x[0], 1000 * x[1]))
-    assert torch.equal(layer(x)[0], layer(loud)[0])
+def widths_by_time(name: str) -> dict[str, list[int]]:
+    """Bits of each layer's weight, from low to high noise."""
+    found = {}
+    for layer, spec in plan_ahead(jobs.pipeline(num_layers=3), get(name)).promised.items():
+        ran = [spec.specs[i] for i in spec.select] if isinstance(spec, Views) else [spec] * 4
+        found[layer.removeprefix("transformer_blocks.")] = [r.weight.bits for r in ran]
+    return found
+
+
+def test_the_released_plan_widens_by_name():
+    for layer, bits in widths_by_time("vidit-q-released-mp").items():
+        assert bits == [8 if layer.startswith(("0.", "2.")) or ".ff." in layer else 4] * 4
+
+
+def test_the_first_released_plan_widens_the_noisiest_quarter():
+    for layer, bits in widths_by_time("vidit-q-shipped-mp").items():
+        assert bits == [8 if ".ff." in layer else 4] * 3 + [8]
+
+
+@pytest.mark.parametrize("name", ["quarot", "vidit-q", "vidit-q-released", "vidit-q-timed", "vidit-q-shipped-mp"])
+def test_what_is_stored_reloads_to_the_same_bits(name, tmp_path):
+    pipe = dither.quantize(jobs.pipeline(), name, "w4a4", calibration=dither.Calibration(samples=10, steps=4, calls=4))
     want = jobs.outputs(pipe.transformer)
     dither.save(pipe, tmp_path / "saved")
     assert torch.equal(jobs.outputs(dither.load(tmp_path / "saved").transformer), want)
+
+
+def test_data_free_balancing_draws_no_picture(monkeypatch):
+    monkeypatch.setattr("dither.quantization.record", lambda *a, **k: pytest.fail("it asked for calibration calls"))
+    settings = ["smooth.data_free=true", "smooth.calibrate=false", "rotate.threshold=null"]
+    model = dither.quantize(jobs.pipeline(), "vidit-q", settings=settings).transformer
+    q, fc2 = (model.transformer_blocks[0].get_submodule(name).spec for name in ("attn1.to_q", "ff.net.2"))
+    assert (q.rotation, fc2.rotation) == (Rotation(16), Rotation(64))
+    assert fc2.pre_scale == 0  # nothing is known of it

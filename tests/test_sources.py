@@ -99,14 +99,14 @@ def test_facebook_file(tmp_path):
     assert isinstance(source.pipeline, PixelDiTPipeline)
 
 
-def test_family_without_an_adapter_has_no_pipeline_of_its_own(tmp_path):
+def test_a_family_without_a_sampler_has_no_pipeline_of_its_own(tmp_path):
     model = PixArtTransformer2DModel(
         num_attention_heads=2, attention_head_dim=8, num_layers=1, sample_size=8, cross_attention_dim=16,
         caption_channels=8,
     )  # fmt: skip
     model.save_pretrained(tmp_path / "pixart")
     source = open_source(str(tmp_path / "pixart"))
-    assert (source.adapter.family, source.pipeline) == ("generic", None)
+    assert (source.adapter.family, source.pipeline) == ("pixart", None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -20,10 +20,13 @@ from dither.spec import (
     Int,
     LinearSpec,
     LowRank,
+    Nested,
     Plan,
     Recipe,
     Rotation,
     Timed,
+    View,
+    Views,
     from_json,
     to_json,
 )
@@ -32,6 +35,7 @@ EVERY = [
     Int(4),
     Int(1, symmetric=False, group=PER_TENSOR),
     Int(8, group=128),
+    Nested(Int(8, False, 64), 3),
     Codebook(4, 256),
     Codebook(1, 3, row_scale=True),
     Act(Int(8)),
@@ -43,12 +47,16 @@ EVERY = [
     LinearSpec(),
     LinearSpec(Codebook(2, 16), Act(Int(8)), 5, Rotation(64), LowRank(4, Int(4))),
     Timed((LinearSpec(Int(4)), LinearSpec()), (0, 0, 1)),
+    View(4),
+    View(8, Act(Int(6, False))),
+    Views(LinearSpec(Int(8), Act(Int(8)), 1), (View(8, Act(Int(8))), View(4)), (0, 1, 0)),
     Plan(),
     Plan({"a.b": LinearSpec(Int(4)), "c": Timed((LinearSpec(),), (0,))}, (0.25, 0.5), 2),
 ]
 
 ints = st.builds(Int, st.integers(1, 8), st.booleans(), st.integers(-1, 256))
-formats = st.one_of(ints, st.builds(Codebook, st.integers(1, 8), st.integers(2, 65536), st.booleans()))
+nested = st.builds(Nested, st.builds(Int, st.integers(5, 8), st.booleans(), st.integers(-1, 256)), st.integers(1, 4))
+formats = st.one_of(ints, nested, st.builds(Codebook, st.integers(1, 8), st.integers(2, 65536), st.booleans()))
 acts = st.builds(Act, ints, st.booleans(), st.integers(1, 9))
 linears = st.builds(
     LinearSpec,
@@ -59,8 +67,16 @@ linears = st.builds(
     st.none() | st.builds(LowRank, st.integers(1, 9), st.none() | formats),
 )
 timed = linears.flatmap(lambda s: st.builds(Timed, st.just((s, LinearSpec())), st.lists(st.integers(0, 1)).map(tuple)))
+views = st.builds(
+    Views,
+    st.builds(LinearSpec, st.builds(Int, st.integers(5, 8), st.booleans()), st.none() | st.builds(Act, ints)),
+    st.lists(st.builds(View, st.integers(1, 5), st.none() | st.builds(Act, ints)), min_size=3).map(tuple),
+    st.lists(st.integers(0, 2)).map(tuple),
+)
 edges = st.lists(st.floats(0.001, 0.999), unique=True).map(sorted).map(tuple)
-plans = st.builds(Plan, st.dictionaries(st.from_regex(r"[a-z.0-9]{1,8}"), linears | timed), edges, st.integers(1, 2))
+plans = st.builds(
+    Plan, st.dictionaries(st.from_regex(r"[a-z.0-9]{1,8}"), linears | timed | views), edges, st.integers(1, 2)
+)
 
 
 @pytest.mark.parametrize("value", EVERY, ids=lambda v: v.kind)
@@ -122,6 +138,15 @@ def test_a_recipe_becomes_json() -> None:
         ({"kind": "plan", "layers": []}, "plan.layers"),
         ({"kind": "plan", "time_edges": ["0.5"]}, "plan.time_edges"),
         ({"kind": "plan", "time_edges": 0.5}, "plan.time_edges"),
+        ({"kind": "nested", "whole": {"kind": "codebook", "dim": 2, "size": 4}, "bits": 1}, "nested.whole"),
+        ({"kind": "nested", "whole": {"kind": "int", "bits": 8}, "bits": "4"}, "nested.bits"),
+        ({"kind": "nested", "bits": 4}, "incomplete nested"),
+        ({"kind": "act", "grid": {"kind": "nested", "whole": {"kind": "int", "bits": 8}, "bits": 4}}, "act.grid"),
+        ({"kind": "view", "bits": 4, "act": {"kind": "int", "bits": 8}}, "view.act"),
+        ({"kind": "views", "base": {"kind": "int", "bits": 8}, "views": [], "select": []}, "views.base"),
+        ({"kind": "views", "base": {"kind": "linear"}, "views": [{"kind": "linear"}], "select": []}, "views.views"),
+        ({"kind": "views", "base": {"kind": "linear"}, "views": [], "select": [0.0]}, "views.select"),
+        ({"kind": "views", "base": {"kind": "linear"}, "views": []}, "incomplete views"),
         ({"kind": "timed", "variants": [{"kind": "linear"}], "select": [False]}, "timed.select"),
     ],
 )
@@ -143,6 +168,19 @@ def test_foreign_json_is_refused(data: Any, message: str) -> None:
         lambda: Timed((), ()),
         lambda: Timed((LinearSpec(),), (1,)),
         lambda: Timed((LinearSpec(),), (-1,)),
+        lambda: Nested(Int(8), 8),
+        lambda: Nested(Int(8), 0),
+        lambda: Nested(Int(1, False), 1),
+        lambda: Views(LinearSpec(), (View(4),), ()),
+        lambda: Views(LinearSpec(Codebook(2, 4)), (View(1),), ()),
+        lambda: Views(LinearSpec(Nested(Int(8), 4)), (View(4),), ()),
+        lambda: Views(LinearSpec(Int(8)), (), ()),
+        lambda: Views(LinearSpec(Int(8)), (View(8),), (1,)),
+        lambda: Views(LinearSpec(Int(8)), (View(8),), (-1,)),
+        lambda: Views(LinearSpec(Int(6)), (View(8),), (0,)),
+        lambda: Views(LinearSpec(Int(6)), (View(0),), (0,)),
+        lambda: Views(LinearSpec(Int(6)), (View(6, Act(Int(8), static=True)),), (0,)),
+        lambda: Views(LinearSpec(Int(6), Act(Int(8), static=True)), (View(6),), (0,)),
         lambda: Plan(time_edges=(0.5, 0.5)),
         lambda: Plan(time_edges=(0.6, 0.5)),
         lambda: Plan(time_edges=(0.0,)),
@@ -211,6 +249,13 @@ def test_codebook_bits(size: int, bits: int) -> None:
     assert Codebook(1, size).bits == bits
 
 
+def test_views_compute_what_their_base_stores() -> None:
+    base = LinearSpec(Int(8, False), Act(Int(8)), 1, Rotation(64), LowRank(4))
+    first, second = Views(base, (View(8, Act(Int(8))), View(3)), (1, 0)).specs
+    assert first == base
+    assert second == LinearSpec(Nested(Int(8, False), 3), None, 1, Rotation(64), LowRank(4))
+
+
 def test_plan_rows() -> None:
     assert Plan().rows == 1
     assert Plan(time_edges=(0.1, 0.2), branches=2).rows == 6
@@ -218,6 +263,9 @@ def test_plan_rows() -> None:
 
 def test_words_for_people() -> None:
     assert str(Int(4, False, 128)) == "int4 asym group 128"
+    assert str(Nested(Int(8, False), 4)) == "4 of int8 asym per row"
+    assert str(View(4, Act(Int(8)))) == "4 bits, int8 sym per token dynamic"
+    assert str(View(4)) == "4 bits, full precision"
     assert str(Int(8, group=PER_TENSOR)) == "int8 sym per tensor"
     assert str(Codebook(4, 256, True)) == "codebook 256x4 row-scaled"
     assert str(Act(Int(8))) == "int8 sym per token dynamic"
@@ -239,7 +287,7 @@ def test_no_torch_in_the_spec() -> None:
         "import dither.spec\n"
         "print(sorted(m for m in ('torch', 'numpy', 'diffusers') if m in sys.modules))"
     )
-    folder = sys.modules["dither.spec"].__file__
+    folder = sys.modules["dither"].__file__
     assert folder is not None
     run = subprocess.run(
         [sys.executable, "-c", code, folder.rpartition("/")[0]], capture_output=True, text=True, check=False

@@ -67,3 +67,18 @@ def test_here_is_a_folder_with_a_name(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert open_store(Path("."), JOB, resume=False).folder == tmp_path / "here.partial"
+
+
+def test_measurements_are_kept_and_are_no_layers(tmp_path):
+    store = open_store(tmp_path / "out", JOB, resume=False)
+    assert store.told() == ""
+    store.put("sensitivity.blocks.0.ffn.1.w4", {"mse": torch.tensor([0.5], dtype=torch.float64)})
+    assert (store.kept(), store.measured(), store.told()) == (0, 1, "1 measurement")
+    for name in ("blocks.0", "blocks.1"):
+        store.put(name, {"x": torch.ones(1)})
+    again = open_store(tmp_path / "out", JOB, resume=True)
+    assert (again.kept(), again.measured(), again.told()) == (2, 1, "1 measurement and 2 finished layers")
+    assert float(again.get("sensitivity.blocks.0.ffn.1.w4")["mse"]) == 0.5
+    assert again.reused == 0
+    again.get("blocks.1")
+    assert again.reused == 1

@@ -14,7 +14,7 @@ from dither.inspection import describe, estimate, plan_rows, size_on_disk, stays
 from dither.models import adapter_for
 from dither.nn import QLinear, TimedLinear
 from dither.quantization import plan_ahead, resolve_recipe
-from dither.spec import Act, Codebook, Int, LinearSpec, LowRank, Plan, Rotation
+from dither.spec import Act, Codebook, Int, LinearSpec, LowRank, Nested, Plan, Rotation, Spec, Timed, View, Views
 
 LAYER = "transformer_blocks.0.attn1.to_q"  # (16, 16), with a bias
 
@@ -22,6 +22,12 @@ BY_HAND = {  # bits of all stored tensors over 16 * 16 weights; the bias is 16 f
     "w8": (LinearSpec(Int(8)), 16 * 16 * 8 + 16 * 32 + 16 * 32),
     "w4 group": (LinearSpec(Int(4, group=4)), 16 * 16 * 4 + 16 * 4 * 32 + 16 * 32),
     "w3 asym": (LinearSpec(Int(3, False)), 16 * 6 * 8 + 16 * (32 + 8) + 16 * 32),
+    "nested": (LinearSpec(Nested(Int(8), 4)), 16 * 16 * 8 + 16 * 32 + 16 * 32),
+    "views": (
+        Views(LinearSpec(Int(6, False), pre_scale=1), (View(6), View(3, Act(Int(8)))), (0, 0, 1, 1, 0, 0)),
+        16 * 12 * 8 + 16 * (32 + 8) + 16 * 32 + 16 * 32,
+    ),
+    "banks": (Timed((LinearSpec(Int(8)), LinearSpec(Int(4))), (0,) * 6), 16 * 16 * 12 + 2 * 16 * 32 + 16 * 32),
     "codebook": (LinearSpec(Codebook(2, 16)), 16 * 8 * 4 + 16 * 2 * 32 + 16 * 32),
     "w8a8 static": (LinearSpec(Int(8), Act(Int(8, False), True, rows=6)), 16 * 16 * 8 + 16 * 32 + 6 * (32 + 8) + 16 * 32),
     "scaled rotated low rank": (
@@ -32,7 +38,7 @@ BY_HAND = {  # bits of all stored tensors over 16 * 16 weights; the bias is 16 f
 }  # fmt: skip
 
 
-def quantized(spec: LinearSpec) -> nn.Module:
+def quantized(spec: Spec) -> nn.Module:
     return tiny.stamped_dit(Plan({LAYER: spec}, (0.3, 0.7), 2))
 
 

@@ -7,9 +7,9 @@ from torch import nn
 from dither.checkpoint import Header, attach
 from dither.integrations.diffusers import ClockReader, stamp
 from dither.models import adapter_for
-from dither.nn import QLinear, TimedLinear, install
+from dither.nn import QLinear, TimedLinear, ViewedLinear, install
 from dither.numerics import encode, random_signs, rotate
-from dither.spec import Act, Codebook, Int, LinearSpec, LowRank, Plan, Rotation, Timed
+from dither.spec import Act, Codebook, Int, LinearSpec, LowRank, Plan, Rotation, Timed, View, Views
 
 
 def dit(seed: int = 0, **changes: object) -> DiTTransformer2DModel:
@@ -35,6 +35,12 @@ STATIC = LinearSpec(Int(8), Act(Int(8, False), static=True, rows=6))
 """One row for each of three time groups and two branches."""
 RICH = LinearSpec(Int(3, False), Act(Int(8)), 1, Rotation(16, seed=3), LowRank(2))
 TIMED = Timed((W8A8, LinearSpec(Int(4), Act(Int(8)))), (0, 0, 1, 1, 1, 1))
+VIEWS = Views(
+    LinearSpec(Int(8, False), Act(Int(8)), 1, Rotation(16, seed=3)),
+    (View(8, Act(Int(8))), View(4, Act(Int(6, False))), View(5)),
+    (0, 0, 1, 1, 2, 1),
+)
+"""One weight at three widths."""
 
 BLOCK = "transformer_blocks.{}."
 
@@ -50,6 +56,7 @@ def plan() -> Plan:
         layers[head + "attn1.to_out.0"] = STATIC
         layers[head + "ff.net.0.proj"] = LinearSpec(Codebook(2, 16, row_scale=True))
     layers[BLOCK.format(0) + "ff.net.2"] = TIMED
+    layers[BLOCK.format(0) + "attn1.to_k"] = VIEWS
     layers[BLOCK.format(1) + "ff.net.2"] = LinearSpec(None, Act(Int(8)), pre_scale=6)
     return Plan(layers, time_edges=(0.3, 0.7), branches=2)
 
@@ -87,13 +94,20 @@ def fill(module: QLinear, weight: torch.Tensor, seed: int) -> None:
     module.load({**tensors, **{f"weight_{k}": t for k, t in stored.items()}})
 
 
+def stored(module: nn.Module) -> list[QLinear]:
+    """The linears that hold a quantized layer's tensors."""
+    if isinstance(module, TimedLinear):
+        return list(module.variants)
+    return [module.base if isinstance(module, ViewedLinear) else module]
+
+
 def quantize(model: nn.Module, plan: Plan, read: object) -> Header:
     """Quantize a model in place as the plan says, and let it carry its header."""
     weights = {name: model.get_submodule(name).weight for name in plan.layers}
     install(model, plan, read)
     for i, name in enumerate(plan.layers):
         module = model.get_submodule(name)
-        for j, part in enumerate(module.variants if isinstance(module, TimedLinear) else [module]):
+        for j, part in enumerate(stored(module)):
             fill(part, weights[name], 10 * i + j)
     header = Header(plan, {"name": "rtn", "bits": "w8a8"}, "0.1.0")
     attach(model, header)

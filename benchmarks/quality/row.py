@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 import dither
 from benchmarks.common import write_result
 from benchmarks.quality.plan import Asked
@@ -21,8 +23,13 @@ from dither.measure import Running, compare
 from dither.quantization import Calibration, resolve_recipe
 from dither.recipes import recipe_to
 from dither.sources import open_source
+from dither.stages.needs import MEASURED
+from dither.store import FolderStore
 
 __all__ = ["Pictures", "full_precision", "measure", "numbers"]
+
+SPENT = {"mixed": ("weight", "act", "stored"), "integer-program": ("weight", "act", "stored")}
+"""Fields of a stage that say how measurements are used, and not what is measured."""
 
 Evaluate = Callable[[Path, Asked, "Pictures", Path], dict[str, Any]]
 
@@ -51,7 +58,7 @@ def measure(asked: Asked, pictures: Pictures, work: Path, evaluate: Evaluate = e
         folder = work / digest(asked, pictures)
         kept = folder / "eval.json"
         if not kept.is_file():
-            write_result(kept, evaluate(packed(asked, pictures.seed, folder / "packed"), asked, pictures, work))
+            write_result(kept, evaluate(packed(asked, pictures.seed, folder / "packed", work), asked, pictures, work))
             shutil.rmtree(folder / "packed")
         found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
     except Exception as e:  # one row must not end a run of hours; its reader learns what became of it
@@ -62,21 +69,58 @@ def measure(asked: Asked, pictures: Pictures, work: Path, evaluate: Evaluate = e
 def digest(asked: Asked, pictures: Pictures) -> str:
     """What determines a row: weights, recipe as it is, calibration, pictures, version."""
     recipe = recipe_to(resolve_recipe(asked.recipe, asked.bits, asked.settings))
-    what = [asked.model, recipe, asdict(Calibration()), asdict(pictures), dither.__version__]
-    found = hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=16)
-    for file in open_source(asked.model).weight_files:
+    return _digest(asked.model, recipe, asdict(Calibration()), asdict(pictures), dither.__version__)
+
+
+def _digest(model: str, *what: Any) -> str:
+    found = hashlib.blake2b(json.dumps([model, *what], sort_keys=True).encode(), digest_size=16)
+    for file in open_source(model).weight_files:
         found.update(file.read_bytes())
     return found.hexdigest()
 
 
-def packed(asked: Asked, seed: int, target: Path) -> Path:
+def packed(asked: Asked, seed: int, target: Path, work: Path) -> Path:
     """``dither quantize``, unless an interrupted run did it."""
     if not target.is_dir():
         full = open_source(asked.model)
         storage = stored_dtype(full.weight_files)
-        dither.quantize(full.pipeline, asked.recipe, asked.bits, settings=asked.settings, seed=seed, storage=storage)
+        dither.quantize(
+            full.pipeline,
+            asked.recipe,
+            asked.bits,
+            settings=asked.settings,
+            seed=seed,
+            storage=storage,
+            store=measurements(asked, seed, work),
+        )
         dither.save(full.pipeline, target, storage=storage)
     return target
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """A store that keeps measurements, and no layers."""
+
+    inner: FolderStore
+
+    def get(self, name: str) -> Mapping[str, Tensor] | None:
+        """A measurement made earlier, or None."""
+        return self.inner.get(name) if name.startswith(MEASURED) else None
+
+    def put(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep a measurement."""
+        if name.startswith(MEASURED):
+            self.inner.put(name, tensors)
+
+
+def measurements(asked: Asked, seed: int, work: Path) -> Measurements:
+    """What rows whose recipes differ in what they do with their measurements alone can share."""
+    stages = []
+    for stage in recipe_to(resolve_recipe(asked.recipe, asked.bits, asked.settings))["stages"]:
+        stages.append({key: value for key, value in stage.items() if key not in SPENT.get(stage["stage"], ())})
+    folder = work / "measured" / _digest(asked.model, stages, asdict(Calibration()), seed, dither.__version__)
+    folder.mkdir(parents=True, exist_ok=True)
+    return Measurements(FolderStore(folder))
 
 
 def numbers(asked: Asked, found: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,11 @@
 
 Every table of a layer has a leading axis of rows: one for each time group, times one for each CFG branch, or a single row
 for all. Groups are cut on the normalized noise level, never on a raw timestep, whose scale differs between families.
+
+The clock also remembers the last input that a layer transformed: q, k and v read one tensor, and one transform of it.
 """
 
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -12,10 +15,39 @@ from torch import Tensor, nn
 
 from dither.errors import BadCheckpoint
 
-__all__ = ["Clock", "ClockHook", "Read", "start_clock"]
+__all__ = ["Clock", "ClockHook", "Last", "Read", "start_clock"]
 
 Read: TypeAlias = Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Tensor, Tensor]]
 """Arguments of a denoiser call -> normalized noise level (B,) and branch (B,)."""
+
+
+class Last:
+    """The last tensor that was transformed, how, and the result; all forgotten as soon as the tensor is no longer used.
+
+    A copy of it, also in another process, remembers nothing.
+    """
+
+    def __init__(self) -> None:
+        self._of: weakref.ref[Tensor] | None = None
+        self._how: tuple[int, bytes] = (0, b"")  # version of the tensor, key of the transform
+        self._result: Tensor | None = None
+
+    def get(self, x: Tensor, key: bytes) -> Tensor | None:
+        """The result for this very tensor, unchanged since, under this key; or None."""
+        if self._of is None or self._of() is not x or self._how != (x._version, key):
+            return None
+        return self._result
+
+    def put(self, x: Tensor, key: bytes, result: Tensor) -> None:
+        """Remember this result in place of the one before."""
+        self._of, self._how, self._result = weakref.ref(x, self._forget), (x._version, key), result
+
+    def _forget(self, of: "weakref.ref[Tensor]") -> None:
+        if of is self._of:
+            self._of = self._result = None
+
+    def __reduce__(self) -> tuple[type["Last"], tuple[()]]:
+        return Last, ()
 
 
 class Clock:
@@ -30,10 +62,11 @@ class Clock:
         self.edges = torch.tensor(edges, dtype=torch.float32)
         self.branches = branches
         self.row = torch.zeros(1, dtype=torch.int64)
+        self.last = Last()
 
     def rows_at(self, level: Tensor, branch: Tensor) -> Tensor:
         """Table rows of samples at these normalized noise levels (B,) and branches (B,), (B,) int64."""
-        group = torch.bucketize(level.float(), self.edges.to(level.device), right=True)
+        group = torch.bucketize(level.float().contiguous(), self.edges.to(level.device), right=True)
         return group * self.branches + (branch if self.branches > 1 else 0)
 
     def set(self, level: Tensor, branch: Tensor) -> None:

@@ -6,6 +6,7 @@ The model is changed in place, layer by layer, so that memory never holds two wh
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -24,7 +25,8 @@ from dither.models import Call, adapter_for
 from dither.nn import QLinear, packed_tensors
 from dither.sampling import default_labels, sampler_for
 from dither.spec import Recipe
-from dither.stages import Job, Phase, Store, stages_of
+from dither.stages import Job, Phase, Store, Study, StudySettings, stages_of
+from dither.study import study_of
 
 __all__ = ["Calibration", "denoiser_of", "plan_ahead", "quantize", "resolve_recipe", "sample_seeds", "stored_as"]
 
@@ -120,6 +122,8 @@ def quantize(
     plan_ahead(target, found, seed)  # a format that does not fit is refused before anything is changed
     how = calibration or Calibration()
     job = Job(model, adapter_for(model), found.bits, seed, _recorder(target, run, how, seed), store)
+    if isinstance(target, DiffusionPipeline):
+        job.study = partial(_studied, target, how, seed)
     job.progress = _returning_memory(progress or job.progress)
     with torch.no_grad():
         for stage in stages:
@@ -150,7 +154,7 @@ def plan_ahead(target: Any, recipe: Recipe, seed: int = 0) -> Job:
     Stages that decide from data are left out; ``specs`` then says what the recipe assigns before they refine it.
     """
     model = denoiser_of(target)
-    job = Job(model, adapter_for(model), recipe.bits, seed, _no_data)
+    job = Job(model, adapter_for(model), recipe.bits, seed, _no_data, study=_no_pictures)
     for stage in stages_of(recipe):
         if stage.phase == Phase.ALLOCATE:
             with suppress(_NeedsData):
@@ -159,10 +163,14 @@ def plan_ahead(target: Any, recipe: Recipe, seed: int = 0) -> Job:
 
 
 class _NeedsData(Exception):
-    """A stage asked for calibration calls while only the plan was wanted."""
+    """A stage asked for calibration calls or pictures while only the plan was wanted."""
 
 
 def _no_data() -> tuple[Call, ...]:
+    raise _NeedsData
+
+
+def _no_pictures(settings: StudySettings) -> Study:
     raise _NeedsData
 
 
@@ -203,6 +211,12 @@ def _recorder(
             raise BadValue(f"calibration: {e}") from None
 
     return lambda: record(model, run or draw, limit=how.calls, seed=seed)
+
+
+def _studied(pipeline: DiffusionPipeline, how: Calibration, seed: int, settings: StudySettings) -> Study:
+    """A study of pictures that share no noise with calibration, which has the seeds before theirs, or evaluation."""
+    seeds = sample_seeds(seed, how.samples + settings.samples, calibration=True)[how.samples :]
+    return study_of(pipeline, settings, how.prompts, seeds)
 
 
 def full_precision_parts(model: nn.Module) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """Finished layers of a running job on disk, so that an interrupted ``quantize --resume`` goes on where it stopped.
 
-DIR.partial/job.json          what the job is: model, recipe, seed, version
-DIR.partial/LAYER.safetensors the stored tensors of one layer, written whole or not at all
+DIR.partial/job.json                         what the job is: model, recipe, seed, version
+DIR.partial/LAYER.safetensors                the stored tensors of one layer, written whole or not at all
+DIR.partial/sensitivity.WHAT.safetensors     a few measured numbers, as mixed precision needs many of
 """
 
 import json
@@ -20,6 +21,7 @@ from dither.errors import BadCheckpoint, DitherError
 __all__ = ["FolderStore", "check_output", "open_store"]
 
 _JOB = "job.json"
+_MEASURED = "sensitivity."  # as ``stages.MEASURED``: what is kept under such a name is no layer
 
 
 class FolderStore:
@@ -30,7 +32,7 @@ class FolderStore:
         self.reused = 0
 
     def get(self, name: str) -> Mapping[str, Tensor] | None:
-        """The tensors of a layer that was finished earlier, or None."""
+        """The tensors of a layer that was finished earlier, or of a measurement, or None."""
         path = self._path(name)
         if not path.is_file():
             return None
@@ -38,11 +40,11 @@ class FolderStore:
             tensors: dict[str, Tensor] = load_file(path)
         except SafetensorError as e:
             raise BadCheckpoint(f"'{path}' is damaged: delete '{self.folder}' and start again ({e})") from None
-        self.reused += 1
+        self.reused += not name.startswith(_MEASURED)
         return tensors
 
     def put(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep a layer's tensors."""
+        """Keep the tensors of a layer or a measurement."""
         path = self._path(name)
         half = path.with_suffix(".writing")
         try:
@@ -57,7 +59,16 @@ class FolderStore:
 
     def kept(self) -> int:
         """How many layers are finished."""
-        return sum(1 for _ in self.folder.glob("*.safetensors"))
+        return sum(not file.name.startswith(_MEASURED) for file in self.folder.glob("*.safetensors"))
+
+    def measured(self) -> int:
+        """How many measurements are kept."""
+        return sum(1 for _ in self.folder.glob(f"{_MEASURED}*.safetensors"))
+
+    def told(self) -> str:
+        """What is kept, for people; empty if nothing is."""
+        parts = [(self.measured(), "measurement"), (self.kept(), "finished layer")]
+        return " and ".join(f"{n} {what}{'s' * (n != 1)}" for n, what in parts if n)
 
     def remove(self) -> None:
         """Delete the folder: the job is done, or nothing in it is worth keeping."""

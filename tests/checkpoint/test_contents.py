@@ -23,7 +23,7 @@ from dither.checkpoint import (
 )
 from dither.errors import BadCheckpoint
 from dither.nn import QLinear
-from dither.spec import Act, Codebook, Int, LinearSpec, LowRank, Rotation, Timed
+from dither.spec import Act, Codebook, Int, LinearSpec, LowRank, Nested, Rotation, Timed, View, Views
 
 INDEX = "model.safetensors.index.json"
 
@@ -41,6 +41,14 @@ MISFITS = {
     "no rows": ({"first": LinearSpec(Int(8), Act(Int(8), True, rows=0))}, "'first'.*rows"),
     "pre-scale": ({"first": LinearSpec(Int(8), pre_scale=2)}, "'first'.*pre-scale"),
     "select": ({"first": Timed((tiny.W8A8,), (0,))}, "'first' selects"),
+    "select of views": ({"first": Views(tiny.W8A8, (View(8),), (0, 0))}, "'first' selects for 2"),
+    "nested group": ({"first": LinearSpec(Nested(Int(4, group=5), 2))}, "'first'.*group size 5"),
+    "group of a view": ({"first": Views(LinearSpec(Int(8)), (View(8, Act(Int(8, group=5))),), (0,) * 6)}, "'first'.*5"),
+    "rows of a view": (
+        {"first": Views(LinearSpec(Int(8)), (View(8, Act(Int(8), rows=HUGE)),), (0,) * 6)},
+        "'first'.*rows",
+    ),
+    "rotation of views": ({"first": Views(LinearSpec(Int(8), rotation=Rotation(5)), (View(8),), (0,) * 6)}, "block 5"),
     "codebook": ({"first": LinearSpec(Codebook(3, 16))}, "'first'"),
 }
 

@@ -1,9 +1,13 @@
 """The header: exact through JSON, and nothing else gets in."""
 
+import dataclasses
 import json
 
 import pytest
 import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dither.checkpoint import (
     Header,
@@ -11,8 +15,9 @@ from dither.checkpoint import (
     header_from,
     header_of,
 )
+from dither.checkpoint.contents import expected_tensors
 from dither.errors import BadCheckpoint, DitherError
-from dither.spec import Act, Codebook, Int, LinearSpec, LowRank, Plan, Rotation
+from dither.spec import Act, Codebook, Int, LinearSpec, LowRank, Nested, Plan, Rotation, to_json
 
 
 def test_header_round_trips_through_json():
@@ -24,6 +29,8 @@ def test_header_round_trips_through_json():
                 Codebook(4, 256, True), Act(Int(4, False, 32), True, 6), 6, Rotation(36, 7), LowRank(3, Int(8))
             ),
             "d": tiny.RICH,
+            "e": tiny.VIEWS,
+            "f": LinearSpec(Nested(Int(6, False), 2)),
         },
         (0.1, 1 / 3),
         2,
@@ -31,7 +38,7 @@ def test_header_round_trips_through_json():
     header = Header(plan, {"name": "rtn", "stages": [["rtn", {"x": 1}]]}, "1.2.3")
     config = json.loads(json.dumps(config_of(header)))
     assert header_from(config) == header
-    assert len(config["plan"]["specs"]) == 3  # a and d share one
+    assert len(config["plan"]["specs"]) == 5  # a and d share one
 
 
 def test_header_of_a_plain_model():
@@ -54,6 +61,8 @@ def nested(depth: int) -> object:
     return out
 
 
+VIEWS = to_json(tiny.VIEWS)
+
 BAD_HEADERS = {
     "not an object": ([], "must be a JSON object"),
     "no plan": ({k: v for k, v in GOOD.items() if k != "plan"}, "lacks the field 'plan'"),
@@ -72,6 +81,14 @@ BAD_HEADERS = {
     "unknown spec field": (changed(specs=[{"kind": "linear", "run": "x"}], layers={}), "'run'"),
     "wrong type": (changed(specs=[{"kind": "linear", "pre_scale": "1"}], layers={}), "pre_scale"),
     "too many bits": (changed(specs=[{"kind": "linear", "weight": {"kind": "int", "bits": 9}}], layers={}), "9 bits"),
+    "nothing to nest": (changed(specs=[{**VIEWS, "base": {"kind": "linear"}}], layers={}), "only integers nest"),
+    "views of more bits": (
+        changed(specs=[{**VIEWS, "views": [{"kind": "view", "bits": 9}] * 3}], layers={}),
+        "view of 9 bits",
+    ),
+    "no such view": (changed(specs=[{**VIEWS, "select": [0, 3]}], layers={}), "selects"),
+    "view of a wrong kind": (changed(specs=[{**VIEWS, "views": [{"kind": "linear"}]}], layers={}), "views.views"),
+    "a bare view": (changed(specs=[{"kind": "view", "bits": 4}], layers={}), "spec 0"),
     "edges": (changed(time_edges=[0.5, 0.5]), "time edges"),
     "edge type": (changed(time_edges=["a"]), "time_edges"),
     "branches": (changed(branches=3), "3 branches"),
@@ -83,3 +100,39 @@ BAD_HEADERS = {
 def test_bad_headers_are_refused(config, names):
     with pytest.raises(BadCheckpoint, match=names):
         header_from(config)
+
+
+JUNK = st.sampled_from([None, True, -1, 0, 10**30, 0.5, float("nan"), "", "int", [], [[]], {}, {"kind": "int"}])
+
+
+def places(value: object, path: tuple = ()) -> list[tuple]:
+    """The path of everything inside a JSON value."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(p for key, item in inside for p in places(item, (*path, key)))]
+
+
+def put(value: object, path: tuple, item: object) -> object:
+    """A copy with this in the place of what is there."""
+    if not path:
+        return item
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = put(value[path[0]], path[1:], item)
+    return copy
+
+
+EVERY_KIND = json.loads(
+    json.dumps(config_of(Header(dataclasses.replace(tiny.PLAN, layers={**tiny.PLAN.layers, "last": tiny.VIEWS}))))
+)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.data())
+def test_any_change_of_a_header_is_harmless_or_refused(data):
+    """Read, and held against a model; nothing but BadCheckpoint, and never a size that the model does not have."""
+    path = data.draw(st.sampled_from(places(EVERY_KIND)))
+    config = put(EVERY_KIND, path, data.draw(JUNK))
+    try:
+        expected = expected_tensors(tiny.dense(), header_from(config).plan)
+    except BadCheckpoint:
+        return
+    assert sum(torch.Size(shape).numel() for shape, _ in expected.values()) < 10_000

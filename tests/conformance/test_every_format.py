@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from dither.errors import BadFormat
 from dither.kernels import KERNELS, choose, is_simulated, named
 from dither.kernels.int8 import _matmul
-from dither.nn import Clock, QLinear, TimedLinear, build
+from dither.nn import Clock, QLinear, TimedLinear, ViewedLinear, build
 from dither.numerics import decode, dynamic_grid, fake_quantize, rotate, unpack_int
-from dither.spec import PER_TENSOR, Act, Codebook, Int, LinearSpec, LowRank, Rotation, Timed
+from dither.spec import PER_TENSOR, Act, Codebook, Int, LinearSpec, LowRank, Nested, Rotation, Timed, View, Views
 
 CPU = torch.device("cpu")
 WEIGHTS = {
@@ -26,6 +26,13 @@ WEIGHTS = {
     "w3 asym group": Int(3, False, 6),
     "w8 tensor": Int(8, group=PER_TENSOR),
     "w8 asym tensor": Int(8, False, PER_TENSOR),
+    **{f"w{b} of 8": Nested(Int(8), b) for b in (1, 4, 7)},
+    **{f"w{b} of 8 asym": Nested(Int(8, False), b) for b in (1, 4, 7)},
+    "w2 of 4": Nested(Int(4), 2),
+    "w3 of 4 asym": Nested(Int(4, False), 3),
+    "w3 of 6": Nested(Int(6), 3),
+    "w4 of 8 tensor": Nested(Int(8, False, PER_TENSOR), 4),
+    "w4 of 6 asym group": Nested(Int(6, False, 6), 4),
     "codebook": Codebook(2, 16),
     "codebook scaled": Codebook(3, 5, row_scale=True),
     "dense": None,
@@ -132,7 +139,7 @@ def test_every_part_in_every_dtype(parts, act, dtype):
         assert_close(got, oracle(layer, x), 1e-5 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps)
 
 
-@pytest.mark.parametrize("weight", [Int(8), Int(5, False), Codebook(1, 9)], ids=str)
+@pytest.mark.parametrize("weight", [Int(8), Int(5, False), Nested(Int(8, False), 4), Codebook(1, 9)], ids=str)
 @pytest.mark.parametrize("act", [None, Act(Int(8)), Act(Int(6, False))], ids=str)
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 1, 1), (1, 7, 13), (3, 1, 5), (17, 33, 31), (1, 64, 128)])
 def test_odd_shapes_and_single_rows(weight, act, m, n, k):
@@ -142,7 +149,7 @@ def test_odd_shapes_and_single_rows(weight, act, m, n, k):
 
 
 @pytest.mark.parametrize("act", [None, Act(Int(8)), Act(Int(8, False)), ACTS["a8 group"]], ids=str)
-@pytest.mark.parametrize("weight", [Int(8), Int(4), Int(4, False), Int(3), Codebook(2, 16)], ids=str)
+@pytest.mark.parametrize("weight", [Int(8), Int(4), Int(4, False), Nested(Int(4), 3), Int(3), Codebook(2, 16)], ids=str)
 def test_inputs_of_any_stride(weight, act):
     layer = layer_of(spec_of(weight, act))
     wide = input_of(4, 2 * K)
@@ -182,6 +189,30 @@ def test_timed_variants_are_their_own_oracles():
             assert_close(got[i : i + 1], oracle(layer.variants[i], x[i : i + 1]) + dense.bias.double())
 
 
+@pytest.mark.parametrize("weight", [Int(8), Int(8, False), Int(6), Int(4, False)], ids=str)
+@pytest.mark.parametrize("parts", [PARTS["plain"], PARTS["all"]], ids=["plain", "all"])
+def test_views_are_the_linears_of_their_specs(weight, parts):
+    """Each view is held against a layer of its own, filled with the tensors of the base."""
+    clock = Clock((0.5,), branches=2)  # four rows, as the tables of "all" have
+    base = spec_of(weight, Act(Int(8)), parts)
+    views = (View(weight.bits, Act(Int(8))), View(3, Act(Int(4, False))), View(2))
+    dense = nn.Linear(K, N).requires_grad_(False)
+    layer = build(Views(base, views, (0, 0, 1, 2)), dense, clock)
+    assert isinstance(layer, ViewedLinear)
+    tiny.fill(layer.base, dense.weight, 1)
+    level, branch, x = torch.tensor([0.1, 0.4, 0.9, 0.5]), torch.tensor([1, 0, 0, 1]), input_of(4, 5, K)
+    clock.set(level, branch)
+    got = layer(x)
+    for i, index in enumerate((0, 0, 1, 2)):
+        clock.set(level[i : i + 1], branch[i : i + 1])
+        single = build(layer.spec.specs[index], dense, clock)
+        assert isinstance(single, QLinear)
+        single.load(dict(layer.base.named_buffers()))
+        assert single.kernel is layer.kernels[index]
+        assert not single.simulated
+        assert_close(got[i : i + 1], oracle(single, x[i : i + 1]))
+
+
 # --- the integer kernel
 
 
@@ -190,10 +221,14 @@ FORMATS = st.builds(Int, st.integers(1, 8), st.booleans(), st.sampled_from([0, P
 )
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+def read_at(bits: int, whole: Int) -> Int | Nested:
+    return Nested(whole, bits) if bits < whole.bits else whole
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(
-    weight=FORMATS, grid=FORMATS, static=st.booleans(), m=st.integers(1, 20), n=st.integers(2, 20), k=st.integers(2, 40),
-    seed=st.integers(0, 99),
+    weight=st.builds(read_at, st.integers(1, 9), FORMATS), grid=FORMATS, static=st.booleans(),
+    m=st.integers(1, 20), n=st.integers(2, 20), k=st.integers(2, 40), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_int8_mm_sums_the_codes_that_the_reference_sums(weight, grid, static, m, n, k, seed):
     layer = layer_of(LinearSpec(weight, Act(grid, static=static)), n, k, bias=False, seed=seed)
@@ -245,7 +280,7 @@ def test_int8_mm_is_exact_at_the_ends_of_the_codes():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("weight", [Int(8), Int(8, False), Int(4)], ids=str)
+@pytest.mark.parametrize("weight", [Int(8), Int(8, False), Int(4), Nested(Int(8, False), 5)], ids=str)
 @pytest.mark.parametrize("grid", [Int(8), Int(8, False)], ids=str)
 @pytest.mark.parametrize("m", [1, 17, 40])
 def test_int8_mm_on_cuda(weight, grid, m):
@@ -262,9 +297,11 @@ def test_int8_mm_on_cuda(weight, grid, m):
 SELECTION = {
     "int8_mm": [
         (Int(8), Act(Int(8))), (Int(2, False), Act(Int(4, False))), (Int(8, group=PER_TENSOR), Act(Int(8), static=True)),
+        (Nested(Int(8), 1), Act(Int(8))),
     ],
-    "dequantize": [(Int(4, group=8), None), (Codebook(2, 16), None), (None, None)],
+    "dequantize": [(Nested(Int(4), 3), None), (Int(4, group=8), None), (Codebook(2, 16), None), (None, None)],
     "reference": [
+        (Nested(Int(8, group=8), 4), Act(Int(8))),
         (Int(8, group=8), Act(Int(8))), (Int(8), Act(Int(8, group=8))), (Int(1), Act(Int(8))),
         (Int(8), Act(Int(1))), (Codebook(2, 16), Act(Int(8))), (None, Act(Int(8))),
     ],

@@ -15,18 +15,28 @@ from dither.stages import (
     STAGES,
     Assign,
     Clip,
+    Mixed,
     Phase,
+    Program,
     Ranges,
     Rotate,
     Rtn,
     Smooth,
     Stage,
     TimedSmooth,
+    Widen,
     describe,
     stage_from,
 )
 
 PLAIN = Assign(weight=Int(4), act=Act(Int(8)), adaln=Int(8))
+MIXED = Mixed(
+    weight=6.0, act=6.0, weight_widths=(4, 8), act_widths=(4, 8), ranges=2, samples=2, steps=2, content="zoo:fashion",
+    visual="zoo:fashion",
+)  # fmt: skip
+BANKS = dataclasses.replace(MIXED, nested=False, act=None)
+STORED = dataclasses.replace(MIXED, stored=True)
+PROGRAM = Program(weight=6.0, weight_widths=(4, 8), ranges=2, samples=2, steps=2)
 STATIC = Assign(weight=Int(8), act=Act(Int(8, False), static=True), adaln=Int(8), time_groups=3, branches=2)
 
 ROWS: dict[str, tuple[Stage, tuple[Stage, ...]]] = {
@@ -55,6 +65,15 @@ ROWS: dict[str, tuple[Stage, tuple[Stage, ...]]] = {
     "assign weight only": (Assign(weight=Int(3, False, 8)), (Assign(weight=Int(3, False, 8)), Rtn())),
     "assign codebook": (Assign(weight=Codebook(2, 16)), (Assign(weight=Codebook(2, 16)), Rtn())),
     "assign act only": (Assign(act=Act(Int(8))), (Assign(act=Act(Int(8))), Rtn())),
+    "widen always": (Widen(blocks=(-1,), weight=6, act=6), (PLAIN, Widen(blocks=(-1,), weight=6, act=6), Rtn())),
+    "widen at times": (
+        Widen(layers="ff|to_q", ranges=4, at=(0, 3), weight=8),
+        (PLAIN, Widen(layers="ff|to_q", ranges=4, at=(0, 3), weight=8), Rtn()),
+    ),
+    "mixed": (MIXED, (Smooth(online=True), PLAIN, MIXED, Rtn())),
+    "mixed, banks": (BANKS, (PLAIN, BANKS, Rtn())),
+    "mixed, stored": (STORED, (Rotate(), PLAIN, STORED, Clip(outputs=False), Rtn())),
+    "integer program": (PROGRAM, (PLAIN, PROGRAM, Rtn())),
     "clip by outputs": (Clip(steps=5, rows=64), (PLAIN, Clip(steps=5, rows=64), Rtn())),
     "clip by weights": (Clip(outputs=False, power=2.0), (PLAIN, Clip(outputs=False, power=2.0), Rtn())),
     "rtn": (Rtn(), (PLAIN, Rtn())),

@@ -11,7 +11,7 @@ from torch import nn
 from dither.errors import Refused
 from dither.integrations.diffusers import ClockReader, stamp
 from dither.models import adapter_for
-from dither.nn import QLinear
+from dither.nn import QLinear, replace
 from dither.spec import Plan
 
 peft = pytest.importorskip("peft", reason="LoRA needs peft")
@@ -117,6 +117,27 @@ def test_timed_layers_take_no_adapter():
     model = tiny.stamped_dit(tiny.plan())
     with pytest.raises(ValueError, match="TimedLinear"):
         peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["transformer_blocks.0.ff.net.2"]), model)
+
+
+def test_layers_with_views_take_adapters_and_give_them_back(tmp_path):
+    """Unlike variants, views have one weight; the adapter stands beside all of them."""
+    model = tiny.stamped_dit(tiny.plan())
+    call = {"timestep": torch.tensor([900, 500, 100]), "class_labels": torch.tensor([1, 10, 1])}
+    x, name = torch.randn(3, 1, 8, 8), "transformer_blocks.0.attn1.to_k"
+    base = model(x, **call).sample.detach()
+    before = model.get_submodule(name)
+    wrapped = peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=[name], init_lora_weights=False), model)
+    y = wrapped(x, **call).sample
+    assert all((a - b).abs().max() > 1e-5 for a, b in zip(y, base, strict=True))
+    y.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in factors(wrapped).values())
+    with pytest.raises(Refused, match=r"adapter is attached to layer .*attn1\.to_k'"):
+        model.save_pretrained(tmp_path)
+    with pytest.raises(Refused, match="packed"):
+        model.get_submodule(name).merge()
+    replace(model, name, model.get_submodule(name).base_layer)
+    assert model.get_submodule(name) is before
+    assert torch.equal(model(x, **call).sample, base)
 
 
 @pytest.mark.parametrize("safe", [False, True])

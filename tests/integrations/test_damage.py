@@ -35,7 +35,14 @@ def rewrite(folder: Path, change, digests: bool = True) -> None:
 
 
 Q = "transformer_blocks.0.attn1.to_q"
+K = "transformer_blocks.0.attn1.to_k"  # views
 TENSORS = {
+    "missing base": (lambda t: t.pop(f"{K}.base.weight_zero"), f"{K}.base.weight_zero' is missing"),
+    "codes outside the base": (
+        lambda t: t.update({f"{K}.weight_codes": t.pop(f"{K}.base.weight_codes")}),
+        "base.weight_codes' is missing",
+    ),
+    "value of a base": (lambda t: t[f"{K}.base.weight_scale"].neg_(), rf"{K}.base.weight.scale"),
     "missing packed": (lambda t: t.pop(f"{Q}.weight_scale"), f"{Q}.weight_scale' is missing"),
     "missing full": (lambda t: t.pop("pos_embed.proj.bias"), "pos_embed.proj.bias' is missing"),
     "unknown": (lambda t: t.update({f"{Q}.weight": torch.zeros(16, 16)}), f"{Q}.weight' is unknown"),

@@ -7,7 +7,7 @@ from torch import nn
 from dither.kernels import int8, reference
 from dither.nn import Clock, QLinear
 from dither.numerics import dynamic_grid, encode
-from dither.spec import PER_TENSOR, Act, Int, LinearSpec
+from dither.spec import PER_TENSOR, Act, Int, LinearSpec, Nested
 
 GRIDS = [Int(8), Int(8, False), Int(4, False), Int(8, False, PER_TENSOR)]
 
@@ -27,7 +27,11 @@ def layer_of(spec, shape=(24, 48)):
 
 @pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-@pytest.mark.parametrize("weight", [Int(8), Int(8, False), Int(4), Int(4, False), Int(3)], ids=str)
+@pytest.mark.parametrize(
+    "weight",
+    [Int(8), Int(8, False), Int(4), Int(4, False), Int(3), Nested(Int(8, False), 3), Nested(Int(4), 2)],
+    ids=str,
+)
 def test_int8_mm_in_blocks_is_int8_mm_at_once(weight, grid, static, monkeypatch):
     layer = layer_of(LinearSpec(weight, Act(grid, static=static)))
     x = torch.randn(5, 9, 48).bfloat16()
@@ -38,7 +42,9 @@ def test_int8_mm_in_blocks_is_int8_mm_at_once(weight, grid, static, monkeypatch)
     assert torch.equal(layer(x), want)
 
 
-@pytest.mark.parametrize("weight", [Int(8), Int(4, False, 8), Int(3, True, PER_TENSOR)], ids=str)
+@pytest.mark.parametrize(
+    "weight", [Int(8), Int(4, False, 8), Int(3, True, PER_TENSOR), Nested(Int(6, False, 8), 3)], ids=str
+)
 def test_weight_only_in_parts_is_weight_only_at_once(weight, monkeypatch):
     layer = layer_of(LinearSpec(weight))
     x = torch.randn(3, 5, 48)

@@ -139,10 +139,8 @@ def pixart():
         ),
     ],
 )
-def test_families_of_diffusers(build, blocks, kinds):
-    model = build()
-    adapter = adapter_for(model)
-    assert adapter.family == "generic"
+def test_names_of_diffusers_families_say_what_a_linear_is_for(build, blocks, kinds):
+    model, adapter = build(), Generic()
     assert list(adapter.blocks(model)) == blocks
     layers = {layer.name: layer for layer in adapter.layers(model)}
     assert {name: layers[name].kind for name in kinds} == kinds

@@ -8,10 +8,16 @@ from torch import Tensor
 
 from dither.errors import BadCheckpoint, BadFormat, BadValue
 from dither.numerics import decode, encode, layout, stored_bits, validate
-from dither.spec import PER_ROW, PER_TENSOR, Act, Codebook, Format, Int
+from dither.spec import PER_ROW, PER_TENSOR, Act, Codebook, Format, Int, Nested
 
 FORMATS: list[Format] = [
     *(Int(b, s, g) for b in range(1, 9) for s in (True, False) for g in (PER_ROW, PER_TENSOR, 6)),
+    *(
+        Nested(Int(b, s, g), n)
+        for b, n in ((8, 4), (8, 2), (5, 3))
+        for s in (True, False)
+        for g in (PER_ROW, PER_TENSOR, 6)
+    ),
     Codebook(2, 16),
     Codebook(3, 5),
     Codebook(1, 300, row_scale=True),
@@ -49,6 +55,7 @@ def test_declared_tensors_can_be_made_on_meta(fmt: Format) -> None:
 def test_stored_bits_of_dit_xl() -> None:
     assert stored_bits(Int(8), (1152, 1152)) == 1152 * (1152 * 8 + 32)
     assert stored_bits(Int(4, symmetric=False, group=128), (4608, 1152)) == 4608 * (1152 * 4 + 9 * 40)
+    assert stored_bits(Nested(Int(8), 4), (1152, 1152)) == stored_bits(Int(8), (1152, 1152))  # it is all stored
     assert stored_bits(Int(3, group=PER_TENSOR), (4, 9)) == 4 * 32 + 32  # 27 bits fill 4 bytes
     assert stored_bits(Codebook(4, 256), (1152, 1152)) == 1152 * 1152 * 2 + 256 * 4 * 32
 
@@ -71,7 +78,7 @@ def test_each_tensor_at_fault_is_named(fmt: Format) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
 def test_tampered_scales_are_refused(value: float) -> None:
-    for fmt in (Int(4), Int(8, False, 6), Codebook(2, 16, row_scale=True)):
+    for fmt in (Int(4), Int(8, False, 6), Nested(Int(8), 3), Codebook(2, 16, row_scale=True)):
         tensors = encode(weight(), fmt)
         tensors["scale"][3, 0] = value
         with pytest.raises(BadCheckpoint, match="'scale'"):
@@ -83,6 +90,9 @@ def test_tampered_zeros_codes_and_words_are_refused() -> None:
     tensors["zero"][0, 0] = 16
     with pytest.raises(BadCheckpoint, match=r"'zero' .* above 15"):
         validate(tensors, Int(4, symmetric=False), SHAPE)
+    nested = Nested(Int(4, symmetric=False), 2)
+    with pytest.raises(BadCheckpoint, match=r"'zero' .* above 15"):
+        validate(tensors, nested, SHAPE)
     tensors = encode(weight(), Codebook(3, 5))
     tensors["codes"][2, 0] = 5  # index 5 of 0 to 4, in the first 3 bits
     with pytest.raises(BadCheckpoint, match=r"'codes' .* beyond the 5"):
@@ -94,7 +104,7 @@ def test_tampered_zeros_codes_and_words_are_refused() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3, 4), (), (0, 4), (4, 0)])
-@pytest.mark.parametrize("fmt", [Int(8), Codebook(2, 4)], ids=str)
+@pytest.mark.parametrize("fmt", [Int(8), Nested(Int(8), 4), Codebook(2, 4)], ids=str)
 def test_only_matrices(fmt: Format, shape: tuple[int, ...]) -> None:
     with pytest.raises(BadFormat, match="matrix"):
         layout(fmt, shape)
@@ -102,7 +112,7 @@ def test_only_matrices(fmt: Format, shape: tuple[int, ...]) -> None:
         encode(torch.zeros(shape), fmt)
 
 
-@pytest.mark.parametrize("fmt", [Int(8), Codebook(2, 4)], ids=str)
+@pytest.mark.parametrize("fmt", [Int(8), Nested(Int(8), 4), Codebook(2, 4)], ids=str)
 def test_nan_is_refused(fmt: Format) -> None:
     with pytest.raises(BadValue, match="180 values"):
         encode(torch.full(SHAPE, math.nan), fmt)
@@ -116,5 +126,5 @@ def test_group_that_does_not_divide_is_refused_before_any_data() -> None:
 
 
 def test_what_is_not_a_format_is_refused() -> None:
-    with pytest.raises(BadFormat, match="not a format; known are Codebook, Int"):
+    with pytest.raises(BadFormat, match="not a format; known are Codebook, Int, Nested"):
         encode(weight(), Act(Int(8)))  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import varied
 from PIL import Image
 
 BLOCKS, STEPS, PICTURES = 6, 25, 12
@@ -292,6 +293,12 @@ def result() -> dict[str, Any]:
 @pytest.fixture
 def other_result() -> dict[str, Any]:
     return make_result(bits=4, noise=14.0, simulated=True)
+
+
+@pytest.fixture
+def mixed_result() -> dict[str, Any]:
+    """Widths that change over time, and notes of balancing and sensitivity."""
+    return varied.vary(make_result(recipe="vidit-q-mp"))
 
 
 @pytest.fixture

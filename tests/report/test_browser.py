@@ -213,6 +213,48 @@ def test_text_can_be_read_in_both_themes(visit, result, scheme):
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != first
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_maps_can_be_read_in_both_themes(visit, mixed_result, scheme):
+    for i, row in enumerate(mixed_result["layers"]["rows"][:7]):
+        row["by_time"] = [{"low": 0.0, "high": 1.0, "weight_bits": 2 + i, "act_bits": 8}]
+    page = visit([mixed_result], scheme=scheme)
+    shades = [f".map .w{bits}" for bits in range(2, 9)] + [f".map .h{shade}" for shade in range(7)]
+    for selector in (
+        *shades,
+        ".widths .w5",
+        ".widths .w6",
+        ".widths span",
+        ".map tfoot td",
+        ".note .s0",
+        ".note .s1",
+        ".balance .place",
+        ".lead b",
+    ):
+        assert page.evaluate(CONTRAST, selector) >= 4.5, selector
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_maps_fit_a_phone(visit, mixed_result, width):
+    page = visit([mixed_result], width=width)
+    assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
+    for region in page.locator(".scroll:has(.map):visible").all():
+        assert region.evaluate("(e) => e.scrollWidth - e.clientWidth") == 0, "a map of quarters needs no scrolling"
+
+
+def test_sensitivity_is_chosen_and_balance_sorted(visit, mixed_result):
+    page = visit([mixed_result])
+    page.get_by_role("button", name="a4 visual").click()
+    shown = page.locator(".chooser [data-shown] table.map:visible")
+    assert shown.count() == 1
+    assert shown.locator("caption").inner_text().endswith("a4 visual")
+    table = page.locator("table.balance")
+    values = "(t) => [...t.tBodies[0].rows].map((r) => Number(r.children[2].dataset.sort))"
+    first = table.evaluate(values)
+    assert first == sorted(first, reverse=True), "the worst come first"
+    table.locator("th", has_text="Worst quarter").get_by_role("button").click()
+    assert table.evaluate(values) == sorted(first)
+
+
 def test_prints(visit, other_result):
     page = visit([other_result], scheme="dark")
     pdf = page.pdf(format="A4")

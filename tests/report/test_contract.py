@@ -2,10 +2,15 @@
 
 import json
 
+import jobs
 import numpy as np
 import torch
 
+import dither
 from dither.evaluation import RealStats, evaluate, layer_snr
+from dither.inspection import describe, summary
+from dither.models import adapter_for
+from dither.quantization import Calibration
 from dither.report import render
 from dither.report.form import significant
 
@@ -57,3 +62,13 @@ def test_page_shows_all_that_evaluate_measures(result):
     ):
         assert shown in page, shown
     assert page.count('class="thumb"') == 8
+
+
+def test_page_shows_what_runs_when(result):
+    pipe = dither.quantize(jobs.pipeline(), "vidit-q-shipped-mp", "w4a8", calibration=Calibration(samples=2, steps=2))
+    rows = describe(pipe.transformer, adapter_for(pipe.transformer))
+    page = render([json.loads(json.dumps(result | summary(rows)))])
+    assert "<h2>Allocation" in page
+    assert "Time ranges cost no bytes" in page
+    for shown in ("4/8 bits", "int4/8 asym per row, by noise level", ">0.75–0</th>"):
+        assert shown in page, shown

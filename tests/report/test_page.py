@@ -2,56 +2,18 @@ import ast
 import base64
 import copy
 import hashlib
-import html.parser
+import html
 import json
 import re
 from pathlib import Path
 
 import pytest
+from pages import HOSTILE, JUNK, hostile_copy, parse, paths, titles, visible
 
 import dither.report
 from dither.errors import BadCheckpoint
 from dither.report import render, write
 from dither.report.page import SCRIPTS, STYLES
-
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&${x}"
-
-
-class Parser(html.parser.HTMLParser):
-    """Collects every tag with its attributes, and checks that tags nest."""
-
-    VOID = frozenset({"meta", "link", "img", "input", "br"})
-
-    def __init__(self):
-        super().__init__()
-        self.tags, self.open, self.text = [], [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-
-def parse(page: str) -> Parser:
-    parser = Parser()
-    parser.feed(page)
-    parser.close()
-    assert parser.open == []
-    return parser
-
-
-def visible(page: str) -> str:
-    body = re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL)
-    return html.unescape(re.sub(r"<[^>]+>", " ", body))
 
 
 def test_shows_the_numbers(result):
@@ -82,10 +44,6 @@ def test_shows_the_numbers(result):
     assert "dither quantize zoo:fashion -o smoothquant-w8a8" in shown
     assert "dither eval smoothquant-w8a8 --against zoo:fashion" in shown
     assert '"alpha": 0.5' in shown
-
-
-def titles(page):
-    return re.findall(r"<h2>([^<]+?) ?<", page)
 
 
 def test_sections_are_in_order(result):
@@ -159,14 +117,6 @@ def test_policy_allows_only_the_inlined_style_and_script(result):
             assert attrs.get(name, "data:").startswith(("data:", "#")), tag
 
 
-def hostile_copy(value):
-    if isinstance(value, dict):
-        return {key: hostile_copy(entry) for key, entry in value.items()} | {HOSTILE: HOSTILE}
-    if isinstance(value, list):
-        return [hostile_copy(entry) for entry in value]
-    return HOSTILE if isinstance(value, str) and not value.startswith("data:") else value
-
-
 def test_hostile_text_stays_text(result):
     hostile = hostile_copy(result) | {"kind": "eval", "schema": 2}
     del hostile["versions"][HOSTILE]
@@ -200,16 +150,6 @@ def test_pictures_can_only_be_inlined_png_or_webp(result, source):
     assert "<b>" not in page or 'base64,"><b>' not in page
     if not str(source).startswith("data:image/png"):
         assert "These results hold no pictures." in page
-
-
-def paths(value, prefix=()):
-    if isinstance(value, dict):
-        for key, entry in value.items():
-            yield (*prefix, key)
-            yield from paths(entry, (*prefix, key))
-
-
-JUNK = (None, "text", 7, [], {}, [None], [{}], [[]], float("inf"), True, -1e300, 0)
 
 
 def test_any_missing_or_mistyped_key_leaves_a_page(result, other_result):

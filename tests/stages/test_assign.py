@@ -51,6 +51,11 @@ def test_a_bad_expression_is_shown():
         specs(Assign(weight=Int(8), exclude="(ff"))
 
 
+def test_an_expression_that_finds_nothing_is_most_likely_misspelt():
+    with pytest.raises(BadRecipe, match=r"assign\.exclude 'to_x' is found in no layer's name"):
+        specs(Assign(weight=Int(8), exclude="to_x"))
+
+
 def test_time_groups_are_equal_parts_of_the_noise_level():
     job = jobs.run((Assign(act=Act(Int(8), True), time_groups=4, branches=2),), jobs.pipeline().transformer)
     assert job.time_edges == (0.25, 0.5, 0.75)

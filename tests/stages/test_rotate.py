@@ -1,5 +1,7 @@
 """Rotations: exact, shared by the readers of a site, rounded once; which layers get one, and what is refused."""
 
+from dataclasses import replace
+
 import jobs
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch
 import dither
 from dither.checkpoint import header_of
 from dither.errors import BadFormat, BadRecipe
-from dither.models import adapter_for
+from dither.models import Call, adapter_for
 from dither.nn import QLinear
 from dither.numerics import encode, random_signs, rotate
 from dither.spec import Act, Bits, Int, LinearSpec, Recipe, Rotation
@@ -164,6 +166,23 @@ def test_notes_are_stored_with_the_recipe_and_survive_a_checkpoint(tmp_path):
     assert header_of(dither.load(tmp_path / "saved")).recipe["notes"] == notes
 
 
+def test_a_model_in_half_precision_with_rotated_layers_left_out_reloads_to_the_same_bits(tmp_path):
+    """Such layers are rotated in float32 and stored as the model is."""
+    dense = jobs.pipeline()
+    dense.transformer.save_pretrained(tmp_path / "dense")
+    model = type(dense.transformer).from_pretrained(tmp_path / "dense", torch_dtype=torch.bfloat16)
+    recipe = Recipe("test", "", Bits(4, 8), describe((Rotate(), replace(W4A8, exclude=r"to_q|ff\.net\.2"), Rtn())))
+    dither.quantize(model, recipe, run=lambda: None)
+    left_out = model.get_submodule(FIRST + "ff.net.2")
+    assert left_out.spec == LinearSpec(rotation=Rotation(64, 0))
+    calls = [Call((c.args[0].bfloat16(),), c.kwargs) for c in jobs.calls()]
+    with torch.no_grad():
+        want = [model(*c.args, **c.kwargs)[0] for c in calls]
+        dither.save(model, tmp_path / "saved")
+        again = dither.load(tmp_path / "saved", dtype=torch.bfloat16)
+        assert all(torch.equal(again(*c.args, **c.kwargs)[0], w) for c, w in zip(calls, want, strict=True))
+
+
 # --- what is refused
 
 
@@ -192,6 +211,12 @@ def test_such_layers_may_be_skipped():
     job = jobs.run((Rotate(skip=True),), model)
     assert set(rotations(job)) == {name for name in ALL if "ff.net.2" in name}  # 368 inputs, and 367 is prime
     assert jobs.relative_error(jobs.outputs(model), jobs.outputs(dense)) < 1e-5
+
+
+def test_an_expression_that_finds_only_what_is_never_rotated_is_refused():
+    refused(
+        Rotate(layers="proj_out|norm1.linear"), BadRecipe, r"rotate\.layers '.*' finds no layer that can be rotated"
+    )
 
 
 @pytest.mark.parametrize("block", [-8, 1, 3, 12])

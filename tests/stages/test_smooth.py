@@ -249,3 +249,15 @@ def test_smooth_after_rotate_is_refused_by_layer_name():
     model = jobs.pipeline().transformer
     with pytest.raises(BadRecipe, match=r"smooth must come before rotate: the input of layer 'transformer_blocks\.0"):
         jobs.run((Rotate(), Smooth()), model)
+
+
+def test_tensors_that_may_be_mapped_from_a_file_are_never_written_to():
+    """Written pages of a mapped file stay in memory until all its tensors are gone, one model more than needed."""
+    model = jobs.pipeline().transformer
+    weights = {name: p.data for name, p in model.named_parameters() if p.ndim == 2}
+    before = {name: w.clone() for name, w in weights.items()}
+    jobs.run((Smooth(online=True),), model)
+    assert all(torch.equal(w, before[name]) for name, w in weights.items())
+    now = dict(model.named_parameters())
+    for name in ("attn1.to_q.weight", "attn1.to_v.weight", "norm1.linear.weight", "ff.net.0.proj.weight"):
+        assert not torch.equal(now[FIRST + name], before[FIRST + name])

@@ -167,7 +167,7 @@ def test_data_free_alone_leaves_other_sites_one_bank():
         (TimedSmooth(levels=0), "timed-smooth.levels 0"),
         (TimedSmooth(calibrate=False), "timed-smooth.calibrate false"),
         (TimedSmooth(only="("), "timed-smooth.only '('"),
-        (TimedSmooth(only="nothing"), "timed-smooth.only 'nothing' finds no layer"),
+        (TimedSmooth(only="nothing"), "timed-smooth.only 'nothing' is found in no layer"),
     ],
 )
 def test_bad_fields_are_refused_before_anything_changes(stage, message):

@@ -28,7 +28,7 @@ from dither.checkpoint.files import (
 )
 from dither.checkpoint.header import METHOD, Header, attach, config_of, header_from, header_of, plan_digest
 from dither.errors import BadCheckpoint, DitherError
-from dither.nn import QLinear, Read, TimedLinear, install
+from dither.nn import QLinear, Read, TimedLinear, ViewedLinear, install
 from dither.spec import Plan, Spec, Timed
 
 __all__ = [
@@ -171,16 +171,16 @@ def check_installed(model: nn.Module, plan: Plan) -> None:
         if module is None or _spec_of(module) != spec:
             kind = "missing" if module is None else f"a {type(module).__name__}"
             raise DitherError(f"layer '{name}' is {kind}, not quantized as the plan says (was an adapter attached?)")
+    several = [f"{name}." for name, m in modules.items() if isinstance(m, TimedLinear | ViewedLinear)]
     for name, module in modules.items():
-        parent = name.rpartition(".variants.")[0]
-        if _spec_of(module) is not None and name not in plan.layers and parent not in plan.layers:
+        if _spec_of(module) is not None and name not in plan.layers and not name.startswith(tuple(several)):
             raise DitherError(f"layer '{name}' is quantized, but the plan does not name it")
 
 
 def _spec_of(module: nn.Module) -> Spec | None:
     if isinstance(module, TimedLinear):
         return Timed(tuple(v.spec for v in module.variants if isinstance(v, QLinear)), module.select)
-    return module.spec if isinstance(module, QLinear) else None
+    return module.spec if isinstance(module, QLinear | ViewedLinear) else None
 
 
 def _linears(model: nn.Module) -> dict[str, nn.Linear]:

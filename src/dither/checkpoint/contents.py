@@ -19,7 +19,7 @@ from dither.checkpoint.header import plan_digest
 from dither.errors import BadCheckpoint, BadFormat
 from dither.nn import tensor_layout
 from dither.numerics import hadamard_order, validate
-from dither.spec import Format, LinearSpec, Plan, Spec, Timed
+from dither.spec import Format, LinearSpec, Plan, Spec, Timed, Views
 
 __all__ = ["DIGESTS", "PLAN", "Expected", "check_tensors", "check_values", "digest", "expected_tensors", "metadata_of"]
 
@@ -76,11 +76,15 @@ def expected_tensors(model: nn.Module, plan: Plan) -> Expected:
         linear = modules.get(name)
         if not name or not isinstance(linear, nn.Linear):
             raise BadCheckpoint(f"the plan names layer '{name}', which the model does not have as a linear")
+        _check_select(name, spec, plan)
         out = {k: v for k, v in out.items() if not k.startswith(f"{name}.")}
         if linear.bias is not None:
             out[f"{name}.bias"] = (tuple(linear.bias.shape), None)
-        for prefix, variant in _variants(name, spec):
-            for key, entry in _layout(name, variant, (linear.out_features, linear.in_features), plan).items():
+        shape = (linear.out_features, linear.in_features)
+        for view in spec.specs if isinstance(spec, Views) else ():
+            _layout(name, view, shape, plan)
+        for prefix, stored in _stored(name, spec):
+            for key, entry in _layout(name, stored, shape, plan).items():
                 out[f"{prefix}.{key}"] = entry
     return out
 
@@ -111,15 +115,21 @@ def check_values(plan: Plan, shape_of: Mapping[str, tuple[int, int]], read: Call
         read: tensor of this name.
     """
     for name, spec in plan.layers.items():
-        for prefix, variant in _variants(name, spec):
+        for prefix, variant in _stored(name, spec):
             names = tensor_layout(variant, shape_of[name])
             _check_layer(prefix, variant, shape_of[name], {k: read(f"{prefix}.{k}") for k in names})
 
 
-def _variants(name: str, spec: Spec) -> list[tuple[str, LinearSpec]]:
+def _stored(name: str, spec: Spec) -> list[tuple[str, LinearSpec]]:
+    """Every linear that a layer stores, by the prefix of its tensors' names."""
     if isinstance(spec, Timed):
         return [(f"{name}.variants.{i}", v) for i, v in enumerate(spec.variants)]
-    return [(name, spec)]
+    return [(f"{name}.base", spec.base)] if isinstance(spec, Views) else [(name, spec)]
+
+
+def _check_select(name: str, spec: Spec, plan: Plan) -> None:
+    if isinstance(spec, Timed | Views) and len(spec.select) != plan.rows:
+        raise BadCheckpoint(f"layer '{name}' selects for {len(spec.select)} rows, but the plan's clock has {plan.rows}")
 
 
 def _layout(name: str, spec: LinearSpec, shape: tuple[int, int], plan: Plan) -> Expected:
@@ -129,10 +139,6 @@ def _layout(name: str, spec: LinearSpec, shape: tuple[int, int], plan: Plan) -> 
     for table, count in rows.items():
         if count not in (1, plan.rows):
             raise BadCheckpoint(f"layer '{name}': the {table} has {count} rows, but the plan's clock has {plan.rows}")
-    if isinstance(other := plan.layers[name], Timed) and len(other.select) != plan.rows:
-        raise BadCheckpoint(
-            f"layer '{name}' selects for {len(other.select)} rows, but the plan's clock has {plan.rows}"
-        )
     if spec.lowrank is not None and not 1 <= spec.lowrank.rank <= min(n, k):
         raise BadCheckpoint(f"layer '{name}': rank {spec.lowrank.rank} is not in 1 to {min(n, k)}")
     if spec.act is not None and spec.act.grid.group > 0 and k % spec.act.grid.group:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from dither.errors import BadCheckpoint, BadFormat, DitherError
-from dither.spec import LinearSpec, Plan, Spec, Timed, from_json, to_json
+from dither.spec import LinearSpec, Plan, Spec, Timed, Views, from_json, to_json
 
 __all__ = ["FORMAT", "METHOD", "Header", "attach", "config_of", "header_from", "header_of", "plan_digest"]
 
@@ -108,7 +108,7 @@ def _plan_from(data: Any) -> Plan:
         raise BadCheckpoint("the plan needs a list 'specs' and an object 'layers'")
     specs = from_json(data["specs"])
     for i, spec in enumerate(specs):
-        if not isinstance(spec, LinearSpec | Timed):
+        if not isinstance(spec, LinearSpec | Timed | Views):
             raise BadCheckpoint(f"spec {i} of the plan does not describe a linear")
     layers: dict[str, Spec] = {}
     for name, index in data["layers"].items():

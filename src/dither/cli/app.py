@@ -8,9 +8,21 @@ import typer
 
 from dither._version import __version__
 from dither.cli import show
-from dither.cli.console import check_target, command_line, errors, out, progress_bars, write_json
+from dither.cli.console import check_target, command_line, errors, note, out, progress_bars, write_json
 from dither.cli.evaluate import ABOUT, judge
-from dither.cli.options import Batch, Guidance, Labels, Model, Prompts, Seed, Steps, ToJson, labels_of, lines_of
+from dither.cli.options import (
+    Batch,
+    Guidance,
+    Labels,
+    Model,
+    Prompts,
+    Seed,
+    Settings,
+    Steps,
+    ToJson,
+    labels_of,
+    lines_of,
+)
 from dither.errors import BadRecipe, DitherError
 
 __all__ = ["app"]
@@ -40,7 +52,7 @@ def quantize(
     output: Annotated[Path, typer.Option("-o", "--output", help="folder to write; must not exist, or be empty")],
     recipe: Annotated[str, typer.Option(help="name of a recipe; see 'dither recipes'")] = "rtn",
     bits: Annotated[Optional[str], typer.Option(help="such as w8a8 or w4a8")] = None,  # noqa: UP045
-    settings: Annotated[Optional[list[str]], typer.Option("--set", help="change the recipe: STAGE.FIELD=VALUE")] = None,  # noqa: UP045
+    settings: Settings = None,
     recipe_file: Annotated[Optional[Path], typer.Option(help="a recipe as JSON, in place of a name")] = None,  # noqa: UP045
     seed: Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted run")] = False,
@@ -142,7 +154,9 @@ def list_recipes(
         from dither import recipes
 
         if name is not None:
-            print(json.dumps(recipes.recipe_to(recipes.get(name, bits)), indent=1))
+            found = recipes.get(name, bits)
+            note(f"{name}: {recipes.RECIPES[name].about}")  # on standard error: what is printed can be a recipe file
+            print(json.dumps(recipes.recipe_to(found), indent=1))
         elif as_json:
             print(json.dumps([recipes.recipe_to(recipes.get(n)) for n in recipes.names()], indent=1))
         else:

@@ -7,12 +7,28 @@ import typer
 
 from dither.errors import DitherError
 
-__all__ = ["Batch", "Guidance", "Labels", "Model", "Prompts", "Seed", "Steps", "ToJson", "labels_of", "lines_of"]
+__all__ = [
+    "Batch",
+    "Guidance",
+    "Labels",
+    "Model",
+    "Prompts",
+    "Seed",
+    "Settings",
+    "Steps",
+    "ToJson",
+    "labels_of",
+    "lines_of",
+]
 
 Model = Annotated[str, typer.Argument(help="zoo:NAME, a diffusers folder, a Hub id, or an original DiT checkpoint")]
 Seed = Annotated[int, typer.Option(help="of everything random")]
 Steps = Annotated[int, typer.Option(help="sampling steps")]
 Guidance = Annotated[float, typer.Option(help="scale of classifier-free guidance; 1 is none")]
+Settings = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--set", help="change the recipe: STAGE.FIELD=VALUE, or STAGE=off"),
+]
 Labels = Annotated[Optional[str], typer.Option("--classes", help="class numbers, separated by commas; all by default")]  # noqa: UP045
 Prompts = Annotated[Optional[Path], typer.Option(help="text file with one prompt a line")]  # noqa: UP045
 Batch = Annotated[int, typer.Option(help="pictures at a time")]

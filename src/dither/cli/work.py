@@ -23,11 +23,14 @@ from dither.report import render
 from dither.sampling import default_labels, sampler_for
 from dither.sources import Source, open_source
 from dither.spec import Recipe
+from dither.stages import Mixed, Program, stages_of
 from dither.store import FolderStore, check_output, open_store
 
 __all__ = ["inspect_model", "quantize_to", "run_demo", "sample_to"]
 
 Progress = Callable[[str, int, int], None]
+SIZES = ("bits_per_weight", "model_bits_per_weight", "running_bits_per_weight", "running_bits_per_activation")
+"""Of ``size_on_disk``, what ``inspect`` tells too."""
 DEMO_BATCH = 16
 """Pictures at a time: as fast as larger batches, and the progress bar moves."""
 
@@ -42,8 +45,14 @@ def quantize_to(
         raise Refused(f"'{model}' is quantized already: quantize its full-precision original instead")
     storage = stored_dtype(source.weight_files)
     target = source.pipeline if source.pipeline is not None else source.model
-    rows = describe(source.model, source.adapter, plan_ahead(target, recipe, seed).specs)
+    ahead = plan_ahead(target, recipe, seed)
+    rows = describe(source.model, source.adapter, ahead.promised, ahead.clock)
     out.print(show.plan(source.name, recipe, rows, estimate(source.model, rows, storage), source.weight_bytes))
+    for stage in stages_of(recipe):
+        if isinstance(stage, Mixed | Program) and (stage.weight, stage.act) != (None, None):
+            out.print(
+                f"'{stage.tag}' gives each layer its widths after drawing pictures: the plan shows what it starts from"
+            )
     store = open_store(output, _job(source, recipe, how, seed), resume)
     with resumable(lambda: _way_on(store)), _named_writes():
         quantize(target, recipe, calibration=how, seed=seed, storage=storage, store=store, progress=progress)
@@ -89,9 +98,9 @@ def _named_writes() -> Iterator[None]:
 
 
 def _way_on(store: FolderStore) -> str:
-    """What of a run that ended early is kept; a store without a layer is removed."""
-    if kept := store.kept():
-        return f"; {kept} finished layers are kept, and --resume goes on from there"
+    """What of a run that ended early is kept; a store without a layer or a measurement is removed."""
+    if told := store.told():
+        return f"; kept: {told}; --resume goes on from there"
     store.remove()
     return ""
 
@@ -159,7 +168,7 @@ def inspect_model(model: str) -> dict[str, Any]:
     }
     if summed["layers"]["quantized"]:
         size = size_on_disk(source.model, source.weight_files, 0)
-        found |= {key: size[key] for key in ("bits_per_weight", "model_bits_per_weight")}
+        found |= {key: size[key] for key in SIZES}
         found["notes"] = _notes(source)
         found["parameters"] = None  # of the original; a packed model no longer has them
     return found

@@ -4,6 +4,8 @@ With ``x = s_x (a - z_x)`` per token and ``w = s_w (c - z_w)`` per output channe
 
     y = s_x s_w [ sum_k a c  -  z_x sum_k c  -  z_w sum_k a  +  K z_x z_w ] + bias
 
+Nested weights run as well: the codes of the whole width, with the low bits that are not read set to 10..0.
+
 Weights of fewer than 8 bits stay packed and are unpacked to int8 for the product. Unsigned 8-bit codes are moved by -128
 with their zero point, which leaves the formula unchanged. On the CPU oneDNN runs this on VNNI instructions.
 
@@ -18,8 +20,8 @@ import torch
 from torch import Tensor
 
 from dither.kernels.table import Inputs, Kernel, Shape
-from dither.numerics import dynamic_grid, to_codes, unpack_int
-from dither.spec import PER_ROW, PER_TENSOR, Int, LinearSpec
+from dither.numerics import dynamic_grid, high_bits, to_codes, unpack_int
+from dither.spec import PER_ROW, PER_TENSOR, Int, LinearSpec, Nested
 
 __all__ = ["INT8_MM"]
 
@@ -33,14 +35,25 @@ _CPU_LEAST = 2
 
 
 def _fits(spec: LinearSpec, shape: Shape, device: torch.device) -> bool:
-    weight, act = spec.weight, spec.act
-    if not isinstance(weight, Int) or act is None or weight.group not in _WHOLE or act.grid.group not in _WHOLE:
+    act = spec.act
+    if not isinstance(spec.weight, Int | Nested) or act is None:
+        return False
+    weight = _stored(spec)
+    if weight.group not in _WHOLE or act.grid.group not in _WHOLE:
         return False
     if any(f.symmetric and f.bits == 1 for f in (weight, act.grid)):  # codes of {-1, +1} are not integers in place
         return False
     if device.type == "cpu":
         return min(shape) >= _CPU_LEAST
     return device.type == "cuda" and shape[0] % 8 == 0 and shape[1] % 8 == 0
+
+
+def _stored(spec: LinearSpec) -> Int:
+    """The integers that the weight is stored in."""
+    if isinstance(spec.weight, Nested):
+        return spec.weight.whole
+    assert isinstance(spec.weight, Int)  # see _fits
+    return spec.weight
 
 
 def _centre(codes: Tensor, fmt: Int) -> Tensor:
@@ -62,10 +75,13 @@ def _in_halves(fmt: Int, k: int) -> bool:
 
 def _weight_codes(spec: LinearSpec, shape: Shape, weight: Mapping[str, Tensor]) -> Tensor:
     """(N, K) int8, its columns as ``_in_halves`` says; a view for 8-bit symmetric weights."""
-    fmt = spec.weight
-    assert isinstance(fmt, Int)
-    if not _in_halves(fmt, shape[1]):
-        return _centre(unpack_int(weight, fmt, shape[1]), fmt)
+    fmt, k = _stored(spec), shape[1]
+    codes = _in_two(weight, fmt, shape) if _in_halves(fmt, k) else _centre(unpack_int(weight, fmt, k), fmt)
+    return high_bits(codes, spec.weight) if isinstance(spec.weight, Nested) else codes
+
+
+def _in_two(weight: Mapping[str, Tensor], fmt: Int, shape: Shape) -> Tensor:
+    """4-bit codes (N, K) int8, the even columns first."""
     pairs = weight["codes"]  # (N, K / 2) uint8, the even column in the low bits
     halves = torch.empty((shape[0], 2, shape[1] // 2), dtype=torch.int8, device=pairs.device)
     bytes_ = pairs.view(torch.int8) if fmt.symmetric else pairs  # shifts to the right repeat the sign of int8
@@ -103,8 +119,7 @@ def _rows_of(t: Tensor, x: Tensor) -> Tensor:
 
 def _block(x: Tensor, sx: Tensor | None, zx: Tensor | None, codes: Tensor, call: Inputs) -> Tensor:
     """Some rows x (M, K) with their scales, if static; (M, N) float32."""
-    wf, act = call.spec.weight, call.spec.act
-    assert isinstance(wf, Int)
+    wf, act = _stored(call.spec), call.spec.act
     assert act is not None
     x = x.float()
     if sx is None:

@@ -25,7 +25,7 @@ from dither.sources import Source, open_source
 
 __all__ = ["Subject", "check_pair", "code_versions", "header", "open_subject", "scheduler_settings"]
 
-RUNNING = ("kernels", "numerics", "zoo", "nn.py", "clock.py", "packed.py", "sampling.py", "pictures.py")
+RUNNING = ("kernels", "numerics", "zoo", "nn", "clock.py", "packed.py", "sampling.py", "pictures.py")
 """Code that a picture passes through."""
 
 

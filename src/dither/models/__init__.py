@@ -9,7 +9,7 @@ from typing import cast
 
 from torch import nn
 
-from dither.models.base import AdaLN, Adapter, Call, Fold, Kind, Layer, Rows, Site, linear_at
+from dither.models.base import AdaLN, Adapter, Call, Fold, Kind, Layer, Modulation, Rows, Site, linear_at
 
 __all__ = [
     "FAMILIES",
@@ -19,6 +19,7 @@ __all__ = [
     "Fold",
     "Kind",
     "Layer",
+    "Modulation",
     "Rows",
     "Site",
     "adapter_for",
@@ -27,6 +28,7 @@ __all__ = [
 
 FAMILIES: dict[str, tuple[str, str]] = {
     "DiTTransformer2DModel": ("dither.models.dit", "DiT"),
+    "PixArtTransformer2DModel": ("dither.models.pixart", "PixArt"),
 }
 """Class name of the denoiser -> module and name of its adapter."""
 

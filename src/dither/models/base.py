@@ -15,17 +15,21 @@ from typing import Any, Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-__all__ = ["AdaLN", "Adapter", "Call", "Conditions", "Fold", "Kind", "Layer", "Rows", "Site", "linear_at"]
+__all__ = ["AdaLN", "Adapter", "Call", "Fold", "Kind", "Layer", "Modulation", "Rows", "Site", "linear_at"]
 
 Kind: TypeAlias = Literal["qkv", "cross_q", "cross_kv", "attn_out", "fc1", "fc2", "adaln", "embed", "final", "other"]
 """What a linear is for; stages choose formats by it."""
 
 
-class Conditions(Protocol):
-    """How a modulation linear's input follows from the noise level and the class, without any picture."""
+class Modulation(Protocol):
+    """How a site ``LN(h) (1 + scale) + shift`` is modulated, known without any picture or prompt.
 
-    def __call__(self, model: nn.Module, levels: Tensor) -> Tensor:
-        """Its input (L * classes, D) at these normalized noise levels (L,), for every class and the null class."""
+    That is knowledge of its values, apart from whether a channel scale can be absorbed where they are made.
+    """
+
+    def __call__(self, model: nn.Module, levels: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and shift, each (L * classes, K) float32, at these normalized noise levels (L,), for every class and the
+        null class; classes = 1 where the noise level alone decides."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +40,11 @@ class AdaLN:
         linear: name of the modulation linear (R, D).
         shift: first and last-plus-one row of the shift.
         scale: the same of the scale.
-        conditions: the linear's possible inputs; ``None`` where more than noise level and class decides (a prompt).
     """
 
     linear: str
     shift: tuple[int, int]
     scale: tuple[int, int]
-    conditions: Conditions | None = None
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,19 @@ class Layer:
 
 @dataclass(frozen=True)
 class Site:
-    """A tensor that linears read, and where its channel scale can be absorbed exactly (``None``: nowhere)."""
+    """A tensor that linears read.
+
+    Args:
+        name: of the site; any, but unique in its model.
+        readers: the linears, each of which is read by no other site.
+        fold: where its channel scale can be absorbed exactly; ``None``: nowhere.
+        modulation: what makes its channels; ``None`` where more than noise level and class decides (a prompt).
+    """
 
     name: str
     readers: tuple[str, ...]
     fold: Fold | None = None
+    modulation: Modulation | None = None
 
 
 @dataclass(frozen=True)

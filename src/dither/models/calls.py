@@ -4,12 +4,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dither.errors import BadValue
 from dither.models.base import Call
 
-__all__ = ["argument", "replace_first", "to_batch"]
+__all__ = ["argument", "latents_in", "replace_first", "to_batch"]
 
 
 def argument(call: Call, name: str, position: int) -> Any:
@@ -17,6 +17,14 @@ def argument(call: Call, name: str, position: int) -> Any:
     if name in call.kwargs:
         return call.kwargs[name]
     return call.args[position] if position < len(call.args) else None
+
+
+def latents_in(model: nn.Module, call: Call) -> Tensor:
+    """``hidden_states`` (B, C, H, W) of a call of an image denoiser of diffusers."""
+    state = argument(call, "hidden_states", 0)
+    if not isinstance(state, Tensor) or state.ndim != 4:
+        raise BadValue(f"A call of {type(model).__name__} came without hidden_states (B, C, H, W).")
+    return state
 
 
 def to_batch(value: Any, batch: int) -> Tensor:

@@ -9,28 +9,27 @@ projection is linear in the rows of V (softmax weights sum over tokens, never ov
 second feed-forward linear, and SiLU before the modulation linear: nothing folds there.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dither.errors import BadModel, BadValue
-from dither.models.base import AdaLN, Call, Kind, Layer, Rows, Site
-from dither.models.calls import argument, replace_first, to_batch
-from dither.models.linears import linears_of
+from dither.errors import BadValue
+from dither.models.base import AdaLN, Call, Layer, Rows, Site, linear_at
+from dither.models.calls import argument, latents_in, replace_first, to_batch
+from dither.models.linears import Rule, layer_by_rule, linears_of, need, stack_of
 
-__all__ = ["DiT", "LabelConditions"]
+__all__ = ["DiT", "LabelModulation"]
 
 TRAINING_STEPS = 1000
 BLOCK = r"transformer_blocks\.\d+"
 EMBEDDER = "timestep embedder: small, and every block depends on it"
 FINAL = "final layer: small, and its error goes straight into the output"
-UNKNOWN = "not a part of this model family"
 
-RULES: tuple[tuple[str, Kind, str], ...] = (
+RULES: tuple[Rule, ...] = (
     (rf"{BLOCK}\.norm1\.emb\.timestep_embedder\.linear_[12]", "embed", EMBEDDER),
     (rf"{BLOCK}\.norm1\.linear", "adaln", ""),
     (rf"{BLOCK}\.attn1\.to_[qkv]", "qkv", ""),
@@ -49,22 +48,17 @@ class DiT:
 
     def layers(self, model: nn.Module) -> Sequence[Layer]:
         """Every linear; diffusers registers them in call order."""
-        return [_layer(name) for name in linears_of(model)]
+        return [layer_by_rule(name, RULES, BLOCK) for name in linears_of(model)]
 
     def blocks(self, model: nn.Module) -> Sequence[str]:
         """``transformer_blocks.0`` and on."""
-        stack = dict(model.named_children()).get("transformer_blocks")
-        if not isinstance(stack, nn.ModuleList):
-            raise BadModel(f"{type(model).__name__} has no list of modules named 'transformer_blocks'.")
-        return [f"transformer_blocks.{i}" for i in range(len(stack))]
+        return stack_of(model, "transformer_blocks")
 
     def sites(self, model: nn.Module) -> Sequence[Site]:
         """Five sites a block: adaLN's input, and the inputs of q/k/v, the attention output, fc1 and fc2."""
         linears = linears_of(model)
         found = [site for block in self.blocks(model) for site in _block_sites(block, linears)]
-        for site in found:
-            for name in site.readers:
-                _linear(linears, name)
+        need(linears, [name for site in found for name in site.readers], "DiT")
         return found
 
     def noise_level(self, model: nn.Module, call: Call) -> Tensor:
@@ -72,7 +66,7 @@ class DiT:
         timestep = argument(call, "timestep", 1)
         if timestep is None:
             raise BadValue(f"A call of {type(model).__name__} came without a timestep.")
-        return to_batch(timestep, _batch(model, call)).div(TRAINING_STEPS).clamp(0, 1)
+        return to_batch(timestep, len(latents_in(model, call))).div(TRAINING_STEPS).clamp(0, 1)
 
     def branch(self, model: nn.Module, call: Call) -> Tensor:
         """1 where the label is the null class, which is the number of classes; (B,)."""
@@ -80,7 +74,7 @@ class DiT:
         if labels is None:
             raise BadValue(f"A call of {type(model).__name__} came without class labels.")
         null = int(cast(Any, model).config.num_embeds_ada_norm)
-        return (to_batch(labels, _batch(model, call)) == null).long()
+        return (to_batch(labels, len(latents_in(model, call))) == null).long()
 
     def carry(self, call: Call, output: Any) -> Call:
         """A block returns the hidden states alone; all else stays the same."""
@@ -88,68 +82,49 @@ class DiT:
 
 
 @dataclass(frozen=True)
-class LabelConditions:
-    """Inputs of a block's modulation linear: ``silu(emb(timestep, label))`` of the block's own embedder.
+class LabelModulation:
+    """Rows of a block's modulation linear, whose input is ``silu(emb(timestep, label))`` of the block's own embedder.
 
     Args:
         block: name of the block.
+        fold: the rows.
     """
 
     block: str
+    fold: AdaLN
 
-    def __call__(self, model: nn.Module, levels: Tensor) -> Tensor:
-        """(L * classes, D): every class, then the null class, at each noise level (L,)."""
+    def __call__(self, model: nn.Module, levels: Tensor) -> tuple[Tensor, Tensor]:
+        """(L * classes, D) each: every class, then the null class, at each noise level (L,)."""
         norm = cast(Any, model.get_submodule(f"{self.block}.norm1"))
         table = norm.emb.class_embedder.embedding_table.weight  # (classes, D)
         labels = torch.arange(len(table), device=table.device).repeat(len(levels))
         steps = levels.to(table.device).mul(TRAINING_STEPS).repeat_interleave(len(table))
         inputs: Tensor = norm.silu(norm.emb(steps, labels, hidden_dtype=table.dtype))
-        return inputs
+        linear = linear_at(model, self.fold.linear)
+        weight, bias = linear.weight, linear.bias  # decoded anew at each access, if it is quantized
 
+        def rows(of: tuple[int, int]) -> Tensor:
+            return F.linear(inputs, weight[of[0] : of[1]], None if bias is None else bias[of[0] : of[1]]).float()
 
-def _batch(model: nn.Module, call: Call) -> int:
-    state = argument(call, "hidden_states", 0)
-    if not isinstance(state, Tensor) or state.ndim != 4:
-        raise BadValue(f"A call of {type(model).__name__} came without hidden_states (B, C, H, W).")
-    return int(state.shape[0])
-
-
-def _layer(name: str) -> Layer:
-    block = re.match(rf"({BLOCK})\.", name)
-    inside = block.group(1) if block else ""
-    for pattern, kind, keep in RULES:
-        if re.fullmatch(pattern, name):
-            return Layer(name, kind, keep, inside)
-    return Layer(name, "other", UNKNOWN, inside)
+        return rows(self.fold.scale), rows(self.fold.shift)
 
 
 def _block_sites(block: str, linears: dict[str, nn.Linear]) -> list[Site]:
     modulation, value = f"{block}.norm1.linear", f"{block}.attn1.to_v"
-    width = _linear(linears, modulation).out_features // 6  # D
+    need(linears, (modulation, value), "DiT")
+    width, heads = linears[modulation].out_features // 6, linears[value].out_features  # D, and D again
 
     def rows(chunk: int) -> tuple[int, int]:
         return chunk * width, (chunk + 1) * width
 
+    def modulated(name: str, readers: tuple[str, ...], first: int) -> Site:
+        fold = AdaLN(modulation, rows(first), rows(first + 1))
+        return Site(name, readers, fold, LabelModulation(block, fold))
+
     return [
         Site(f"{block}.norm1.silu", (modulation,)),
-        Site(
-            f"{block}.norm1",
-            tuple(f"{block}.attn1.to_{x}" for x in "qkv"),
-            AdaLN(modulation, rows(0), rows(1), LabelConditions(block)),
-        ),
-        Site(
-            f"{block}.attn1.heads", (f"{block}.attn1.to_out.0",), Rows(value, (0, _linear(linears, value).out_features))
-        ),
-        Site(
-            f"{block}.norm3",
-            (f"{block}.ff.net.0.proj",),
-            AdaLN(modulation, rows(3), rows(4), LabelConditions(block)),
-        ),
+        modulated(f"{block}.norm1", tuple(f"{block}.attn1.to_{x}" for x in "qkv"), 0),
+        Site(f"{block}.attn1.heads", (f"{block}.attn1.to_out.0",), Rows(value, (0, heads))),
+        modulated(f"{block}.norm3", (f"{block}.ff.net.0.proj",), 3),
         Site(f"{block}.ff.activation", (f"{block}.ff.net.2",)),
     ]
-
-
-def _linear(linears: dict[str, nn.Linear], name: str) -> nn.Linear:
-    if name not in linears:
-        raise BadModel(f"This DiT has no linear {name!r}: was an adapter attached, or were projections fused?")
-    return linears[name]

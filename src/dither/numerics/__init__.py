@@ -1,7 +1,7 @@
 """What each format means: encode, decode, pack; and the Hadamard rotations that weights and inputs share.
 
 ``formats`` is the entrance for anything that stores or loads a weight. Kernels and stages that need the arithmetic of
-one format (codes, grids, indices) take it from ``integer`` and ``codebook``.
+one format (codes, grids, indices) take it from ``integer``, ``nested`` and ``codebook``.
 """
 
 from dither.numerics.codebook import assign, decode_codebook, encode_codebook, fit_codebook, unpack_indices
@@ -29,6 +29,7 @@ from dither.numerics.integer import (
     to_codes,
     unpack_int,
 )
+from dither.numerics.nested import decode_nested, encode_nested, high_bits
 from dither.numerics.pack import pack, packed_width, unpack
 
 __all__ = [
@@ -38,10 +39,12 @@ __all__ = [
     "decode",
     "decode_codebook",
     "decode_int",
+    "decode_nested",
     "dynamic_grid",
     "encode",
     "encode_codebook",
     "encode_int",
+    "encode_nested",
     "fake_quantize",
     "fit_codebook",
     "from_codes",
@@ -51,6 +54,7 @@ __all__ = [
     "hadamard_matrix",
     "hadamard_order",
     "hadamard_transform",
+    "high_bits",
     "int_range",
     "layout",
     "pack",

@@ -20,7 +20,8 @@ from dither.errors import BadCheckpoint, BadFormat
 from dither.numerics.checks import require_matrix
 from dither.numerics.codebook import codebook_layout, decode_codebook, encode_codebook, unpack_indices
 from dither.numerics.integer import decode_int, encode_int, int_layout
-from dither.spec import Codebook, Format, Int
+from dither.numerics.nested import decode_nested, encode_nested, nested_layout
+from dither.spec import Codebook, Format, Int, Nested
 
 __all__ = ["FormatOps", "Layout", "decode", "encode", "layout", "stored_bits", "validate"]
 
@@ -117,6 +118,10 @@ def _int_fault(tensors: Mapping[str, Tensor], fmt: Int, shape: Sequence[int]) ->
     return _scale_fault(tensors)
 
 
+def _nested_fault(tensors: Mapping[str, Tensor], fmt: Nested, shape: Sequence[int]) -> tuple[str, str] | None:
+    return _int_fault(tensors, fmt.whole, shape)
+
+
 def _codebook_fault(tensors: Mapping[str, Tensor], fmt: Codebook, shape: Sequence[int]) -> tuple[str, str] | None:
     if not bool(torch.isfinite(tensors["codebook"]).all()):
         return "codebook", "holds values that are infinite or NaN"
@@ -128,6 +133,7 @@ def _codebook_fault(tensors: Mapping[str, Tensor], fmt: Codebook, shape: Sequenc
 
 _TABLE: dict[type[Any], FormatOps] = {
     Int: FormatOps(int_layout, encode_int, decode_int, _int_fault),
+    Nested: FormatOps(nested_layout, encode_nested, decode_nested, _nested_fault),
     Codebook: FormatOps(codebook_layout, encode_codebook, decode_codebook, _codebook_fault),
 }
 

@@ -3,20 +3,20 @@
 Rows are named where they begin, so no colour has to be decoded; layers left in full precision are hatched.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dither.report.axes import Tick
+from dither.report.blocks import block_of
 from dither.report.form import decimals, significant
 from dither.report.load import Results, number, numbers, records, text
+from dither.report.widths import weights_in
 
 __all__ = ["Bar", "Bits", "Row", "bits_charts"]
 
 WIDTHS = (960.0, 380.0)
 ROW, BAR = 46.0, 34.0
-BLOCK = re.compile(r"^(?:.*?\.)?\d+(?=\.|$)")
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,10 @@ def _quantized(row: Mapping[str, Any]) -> bool:
     return text(row, "weight") is not None
 
 
-def _block(row: Mapping[str, Any]) -> str:
-    found = BLOCK.match(text(row, "name") or "")
-    return found[0] if found else ""
-
-
 def _chart(rows: Sequence[Mapping[str, Any]], most: float, width: float) -> Bits:
     left, right = (104.0 if width > 600 else 66.0), width - (58.0 if width > 600 else 44.0)
-    blocks = list(dict.fromkeys(name for row in rows if (name := _block(row))))
-    columns = [*blocks, *([""] if any(not _block(row) for row in rows) else [])]
+    blocks = list(dict.fromkeys(name for row in rows if (name := block_of(row))))
+    columns = [*blocks, *([""] if any(not block_of(row) for row in rows) else [])]
     step = (right - left) / len(columns)
     kinds = list(dict.fromkeys(text(row, "kind") or "other" for row in rows))
     drawn = []
@@ -85,7 +80,7 @@ def _chart(rows: Sequence[Mapping[str, Any]], most: float, width: float) -> Bits
         base = 14 + ROW * line + BAR
         bars = []
         for column, block in enumerate(columns):
-            here = [row for row in of_kind if _block(row) == block]
+            here = [row for row in of_kind if block_of(row) == block]
             bars += _bars(here, left + step * column, step, base, most)
         drawn.append(Row(kind, line, base, bars, _average(of_kind)))
     stride = max(1, -(-len(blocks) // (24 if width > 600 else 10)))
@@ -117,11 +112,8 @@ def _average(rows: Sequence[Mapping[str, Any]]) -> str:
     """Mean bits of the quantized layers of a kind, each weighted by its number of weights."""
     total = weights = 0.0
     for row in rows:
-        bits, shape = number(row, "bits_per_weight"), numbers(row, "shape")
-        if bits is not None and shape and _quantized(row):
-            count = 1.0
-            for side in shape:
-                count *= side
+        bits, count = number(row, "bits_per_weight"), weights_in(row)
+        if bits is not None and numbers(row, "shape") and _quantized(row):
             total, weights = total + bits * count, weights + count
     return decimals(total / weights, 2) if weights else "full"
 

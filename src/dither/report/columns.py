@@ -11,6 +11,7 @@ from dither.report.entries import Book, Entry
 from dither.report.form import DASH, Cell, byte_size, decimals, interval, percent, signed, significant, undecided
 from dither.report.load import Results, bounds, items, number, records, text
 from dither.report.metrics import METRICS, Metric, estimate, metric_named
+from dither.report.widths import weights_change
 
 __all__ = ["Column", "columns_of", "guard_title"]
 
@@ -87,8 +88,9 @@ def _size_reference(result: Results) -> tuple[Cell, Cell, Cell]:
 
 def _bits(key: str) -> Draw:
     def cell(entry: Entry) -> Cell:
-        value = number(entry.result, f"size.{key}")
-        return Cell.of_number(value, decimals(value, 2))
+        value, running = number(entry.result, f"size.{key}"), number(entry.result, "size.running_bits_per_weight")
+        changing = key == "bits_per_weight" and running is not None and weights_change(entry.result)
+        return Cell.of_number(value, decimals(value, 2), f"{decimals(running, 2)} run" if changing else "")
 
     return cell
 

@@ -19,14 +19,26 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dither.errors import BadCheckpoint
-from dither.report import bits, curves, dots, doubts, pareto, sections, tables, verdict
+from dither.report import (
+    allocation,
+    balance,
+    bits,
+    curves,
+    dots,
+    doubts,
+    pareto,
+    sections,
+    sensitivity,
+    tables,
+    verdict,
+)
 from dither.report.axes import COLOURS, DASHES, SHAPES
 from dither.report.entries import Book, Entry, open_book
 from dither.report.load import Results, check_results, load, text
 
 __all__ = ["render", "write"]
 
-STYLES = ("base.css", "pictures.css", "tables.css", "charts.css", "print.css")
+STYLES = ("base.css", "pictures.css", "tables.css", "charts.css", "maps.css", "print.css")
 SCRIPTS = ("core.js", "comparer.js", "tables.js", "charts.js", "heatmap.js", "ranges.js", "sheet.js", "start.js")
 
 
@@ -93,6 +105,9 @@ def _article(book: Book, entry: Entry) -> dict[str, Any]:
         "curve_notes": verdict.trajectory_notes(result),
         "heatmap": sections.heatmap(result) is not None,
         "bits": bits.bits_charts(result),
+        "allocation": allocation.allocation(result),
+        "sensitivity": sensitivity.sensitivity(result),
+        "balance": balance.balance(result),
         "ranges": sections.ranges(result) is not None,
         "plan": sections.plan(result),
         "reproduction": sections.reproduction(result),

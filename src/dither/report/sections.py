@@ -9,9 +9,11 @@ from typing import Any
 from dither.report.form import DASH, Cell, decimals, significant
 from dither.report.load import Results, items, lookup, matrix, number, numbers, records, text, texts
 from dither.report.tables import Row, Table
+from dither.report.widths import bank_sentence, format_said, weights_in, widths_said
 
 __all__ = ["Block", "Picture", "Plan", "Reproduction", "heatmap", "pictures", "plan", "ranges", "reproduction"]
 
+FORMATS_SHOWN = 8
 NAMES_SHOWN = 6  # of the layers that stay in full precision for one reason
 PICTURE_PREFIXES = ("data:image/png;base64,", "data:image/webp;base64,")
 
@@ -68,9 +70,10 @@ def ranges(result: Results) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Plan:
-    """What was done to the layers: counts by format, what was left alone and why, and the list of all."""
+    """What was done to the layers: counts by format, bytes of second banks, what was left alone and why, and all layers."""
 
     formats: Sequence[tuple[int, str]]
+    banks: str
     kept: Sequence[tuple[str, Sequence[str], int]]
     layers: Table
 
@@ -89,31 +92,47 @@ def plan(result: Results) -> Plan | None:
         if text(row, "weight") is None:
             kept.setdefault(text(row, "reason") or "no reason was recorded", []).append(text(row, "name") or DASH)
     shown = [(reason, names[:NAMES_SHOWN], max(len(names) - NAMES_SHOWN, 0)) for reason, names in kept.items()]
-    return Plan([(count, name) for name, count in formats.most_common()], shown, listing)
+    common = [(count, name) for name, count in formats.most_common()]
+    if len(common) > FORMATS_SHOWN + 1:
+        rest = sum(count for count, _ in common[FORMATS_SHOWN:])
+        common = [*common[:FORMATS_SHOWN], (rest, f"{len(common) - FORMATS_SHOWN} other ways, listed below")]
+    return Plan(common, bank_sentence(result), shown, listing)
 
 
 def _format(row: Mapping[str, Any]) -> str:
-    weight, act = text(row, "weight"), text(row, "act")
-    return "full precision" if weight is None else f"{weight} weights, {act or 'full-precision'} activations"
+    if text(row, "weight") is None:
+        return "full precision"
+    weight, act = (
+        f"{format_said(row, side) or 'full-precision'} {what}{' by noise level' if widths_said(row, side) else ''}"
+        for side, what in (("weight", "weights"), ("act", "activations"))
+    )
+    return f"{weight}, {act}"
 
 
 def _plan_row(row: Mapping[str, Any]) -> Row:
     shape = numbers(row, "shape")
-    size = 1.0
-    for side in shape:
-        size *= side
     bits, weight, kernel = number(row, "bits_per_weight"), text(row, "weight"), text(row, "kernel")
     name = text(row, "name")
     cells = [
         Cell(name or DASH, sort=name, kind="code"),
         Cell.of_text(text(row, "kind")),
-        Cell.of_number(size if shape else None, " × ".join(f"{side:.0f}" for side in shape) or DASH),
-        Cell.of_text(weight or "full precision"),
-        Cell.of_text(text(row, "act")),
+        Cell.of_number(weights_in(row) if shape else None, " × ".join(f"{side:.0f}" for side in shape) or DASH),
+        _format_cell(row, "weight", weight or "full precision"),
+        _format_cell(row, "act", text(row, "act")),
         Cell(kernel or DASH, sort=kernel, mark="simulated" if row.get("simulated") is True else ""),
         Cell.of_number(bits, decimals(bits, 2)),
     ]
     return Row("kept" if weight is None else "done", cells)
+
+
+def _format_cell(row: Mapping[str, Any], side: str, words: str | None) -> Cell:
+    """A format; where its width changes over time that comes first."""
+    changing = widths_said(row, side)
+    return (
+        Cell.of_text(f"{changing} bits", f"{format_said(row, side)}, by noise level")
+        if changing
+        else Cell.of_text(words)
+    )
 
 
 @dataclass(frozen=True)

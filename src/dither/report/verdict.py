@@ -12,6 +12,7 @@ from dither.report.form import DASH, byte_size, decimals, interval, percent, sig
 from dither.report.load import Results, bounds, items, number, records, text
 from dither.report.metrics import METRICS
 from dither.report.pareto import front
+from dither.report.widths import weights_change
 
 __all__ = [
     "Card",
@@ -64,6 +65,7 @@ def verdict(result: Results) -> list[list[Part]]:
 def _size(result: Results) -> list[Part]:
     ratio, size, full = (number(result, f"size.{key}") for key in ("ratio", "file_bytes", "full_precision_bytes"))
     bits, whole = number(result, "size.bits_per_weight"), number(result, "size.model_bits_per_weight")
+    running = number(result, "size.running_bits_per_weight") if weights_change(result) else None
     parts: list[Part] = []
     if ratio is not None and ratio > 0:
         shown = f"{decimals(ratio, 2)}× smaller" if ratio >= 1 else f"{decimals(1 / ratio, 2)}× larger"
@@ -76,6 +78,7 @@ def _size(result: Results) -> list[Part]:
             Part(f"{decimals(bits, 2)} bits per weight", strong=True),
         ]
         parts.append(Part(f" in the quantized layers, {decimals(whole, 2)} over the whole model" if whole else ""))
+        parts.append(Part(f"; {decimals(running, 2)} run on average over time" if running is not None else ""))
     return [*parts, Part(".")] if parts else []
 
 
@@ -175,14 +178,14 @@ def cards(result: Results) -> list[Card]:
     """The headline numbers that these results have."""
     size, full = number(result, "size.file_bytes"), number(result, "size.full_precision_bytes")
     ratio, bits = number(result, "size.ratio"), number(result, "size.bits_per_weight")
-    whole, psnr, ssim = (number(result, key) for key in ("size.model_bits_per_weight", "psnr_db.mean", "ssim.mean"))
+    psnr, ssim = number(result, "psnr_db.mean"), number(result, "ssim.mean")
     said = interval(bounds(result, "psnr_db.ci95"), 1)
     kernels = [(name, text({"n": count}, "n") or DASH) for name, count in items(result, "kernels")]
     quantized, total = number(result, "layers.quantized"), number(result, "layers.total")
     left = "" if quantized is None or total is None else f"{total - quantized:.0f} stay in full precision"
     shown = [
         (ratio, Card("Size", f"{decimals(ratio, 2)}×", f"{byte_size(full)} → {byte_size(size)} on disk")),
-        (bits, Card("Bits per weight", decimals(bits, 2), f"whole model {decimals(whole, 2)}, all overhead counted")),
+        (bits, Card("Bits per weight", decimals(bits, 2), _bits_note(result))),
         (psnr, Card("PSNR", f"{decimals(psnr, 1)} dB", f"95%: {said or DASH} · SSIM {decimals(ssim, 3)}")),
         (*_guard_card(result),),
         (*_speed_card(result),),
@@ -191,6 +194,13 @@ def cards(result: Results) -> list[Card]:
         (kernels or None, Card("Kernels", "", _simulated(result), kernels)),
     ]
     return [card for there, card in shown if there is not None]
+
+
+def _bits_note(result: Results) -> str:
+    """The whole model's bits, and those that run where they differ from what is stored."""
+    whole, running = number(result, "size.model_bits_per_weight"), number(result, "size.running_bits_per_weight")
+    note = f"whole model {decimals(whole, 2)}, all overhead counted"
+    return f"{note}; {decimals(running, 2)} run on average" if running is not None and weights_change(result) else note
 
 
 def _guard_card(result: Results) -> tuple[float | None, Card]:

@@ -13,33 +13,43 @@ from typing import Any
 from dither.errors import BadCheckpoint, BadFormat, BadRecipe
 from dither.spec import Recipe, fits, from_json, to_json
 from dither.stages.assign import Assign
-from dither.stages.base import Job, Phase, Stage, Store
+from dither.stages.base import Job, Phase, Stage, Store, Study, StudySettings
 from dither.stages.clip import Clip
+from dither.stages.mixed import Mixed
+from dither.stages.program import Program
 from dither.stages.ranges import Ranges
 from dither.stages.rotate import Rotate
 from dither.stages.rtn import Rtn
 from dither.stages.smooth import Smooth
 from dither.stages.timed_smooth import TimedSmooth
+from dither.stages.widen import Widen
 
 __all__ = [
     "STAGES",
     "Assign",
     "Clip",
     "Job",
+    "Mixed",
     "Phase",
+    "Program",
     "Ranges",
     "Rotate",
     "Rtn",
     "Smooth",
     "Stage",
     "Store",
+    "Study",
+    "StudySettings",
     "TimedSmooth",
+    "Widen",
     "describe",
     "stage_from",
     "stages_of",
 ]
 
-STAGES: dict[str, type[Any]] = {c.tag: c for c in (Smooth, Rotate, Assign, TimedSmooth, Clip, Rtn, Ranges)}
+STAGES: dict[str, type[Any]] = {
+    c.tag: c for c in (Smooth, Rotate, Assign, Mixed, Program, Widen, TimedSmooth, Clip, Rtn, Ranges)
+}
 
 
 def describe(stages: Sequence[Stage]) -> tuple[tuple[str, Mapping[str, Any]], ...]:
@@ -76,4 +86,10 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
                 f"recipe '{recipe.name}': stage '{after.tag}' ({after.phase.name}) cannot follow "
                 f"'{before.tag}' ({before.phase.name})"
             )
+    tags = {stage.tag for stage in stages}
+    if TimedSmooth.tag in tags and (mixing := tags & {Mixed.tag, Program.tag}):
+        raise BadRecipe(
+            f"recipe '{recipe.name}': '{TimedSmooth.tag}' gives layers banks of weights by time, and '{min(mixing)}' widths "
+            "by time: leave one out"
+        )
     return stages

@@ -4,13 +4,13 @@ The adaLN linears see one row per sample: memory-bound, a third of a DiT's weigh
 They are weight-only by default. Layers that the family keeps in full precision (embedders, the last projection) stay so.
 """
 
-import re
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from dither.errors import BadRecipe
 from dither.spec import Act, Format, LinearSpec
 from dither.stages.base import Job, Phase
+from dither.stages.incoherence import named
 
 __all__ = ["Assign"]
 
@@ -25,7 +25,7 @@ class Assign:
         weight: format of every weight; ``None`` leaves weights in full precision.
         act: of every input, or None.
         adaln: format of modulation weights, whose inputs stay full precision; ``None`` leaves them alone.
-        exclude: regular expression; layers whose name it finds stay in full precision.
+        exclude: regular expression; layers whose name it finds stay in full precision. It must find one.
         time_groups: equal parts of the noise level that static activation tables tell apart.
         branches: 2 gives unconditional rows static tables of their own.
     """
@@ -42,10 +42,7 @@ class Assign:
 
     def run(self, job: Job) -> None:
         """Write ``job.specs``."""
-        try:
-            excluded = re.compile(self.exclude) if self.exclude else None
-        except re.error as e:
-            raise BadRecipe(f"assign.exclude '{self.exclude}' is not a regular expression: {e}") from None
+        excluded = named("assign.exclude", self.exclude, list(job.layers)) if self.exclude else set()
         if not 1 <= self.time_groups <= MOST_GROUPS:
             raise BadRecipe(f"assign.time_groups {self.time_groups}: must be 1 to {MOST_GROUPS}")
         if self.branches not in (1, 2):
@@ -55,7 +52,7 @@ class Assign:
         rows = self.time_groups * self.branches
         table = None if self.act is None else replace(self.act, rows=rows if self.act.static else 1)
         for layer in job.layers.values():
-            if layer.keep or (excluded is not None and excluded.search(layer.name)):
+            if layer.keep or layer.name in excluded:
                 continue
             weight, act = (self.adaln, None) if layer.kind == "adaln" else (self.weight, table)
             if weight is not None or act is not None:

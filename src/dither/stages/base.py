@@ -3,7 +3,7 @@
 A stage is a frozen dataclass with a phase and ``run(job)``. Phases run in order, and what a stage may do follows from it:
 
     TRANSFORM   change weights and add online transforms; the model computes the same function afterwards
-    ALLOCATE    say what each layer is to become: ``job.promise``
+    ALLOCATE    say what each layer is to become: ``job.promise``, or ``job.vary`` where that changes over time
     WEIGHT      turn dense weights into stored tensors: ``job.commit``
     ACT         calibrate static activation tables: ``job.activate``
 
@@ -22,11 +22,13 @@ from torch import Tensor, nn
 from dither.calibrate import BlockStep, Probe, observe, walk
 from dither.errors import BadFormat, BadRecipe, DitherError
 from dither.models.base import Adapter, Call, Layer, linear_at
-from dither.nn import Clock, QLinear, TimedLinear, tensor_layout
+from dither.nn import Clock, QLinear, TimedLinear, ViewedLinear, tensor_layout
 from dither.nn import replace as put
-from dither.spec import Bits, LinearSpec, Plan, Rotation, Timed
+from dither.spec import Act, Bits, Format, LinearSpec, Plan, Rotation, Spec, Timed, Views
+from dither.stages.needs import MEASURED, Store, Study, StudySettings, no_study
+from dither.stages.nesting import rounded
 
-__all__ = ["Job", "Phase", "Stage", "Store"]
+__all__ = ["MEASURED", "Job", "Phase", "Stage", "Store", "Study", "StudySettings"]
 
 
 class Phase(IntEnum):
@@ -36,16 +38,6 @@ class Phase(IntEnum):
     ALLOCATE = 1
     WEIGHT = 2
     ACT = 3
-
-
-class Store(Protocol):
-    """Where finished layers are kept while a job runs, so that an interrupted one can go on."""
-
-    def get(self, name: str) -> Mapping[str, Tensor] | None:
-        """The stored tensors of a layer committed earlier, or None."""
-
-    def put(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep a layer's stored tensors; atomic."""
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -64,6 +56,7 @@ class Job:
         record: gives the calibration calls, made once, when a stage first needs them.
         store: for resuming, or None.
         progress: told (what, done, total).
+        study: makes what draws and judges pictures.
     """
 
     model: nn.Module
@@ -73,8 +66,10 @@ class Job:
     record: Callable[[], tuple[Call, ...]]
     store: Store | None = None
     progress: Callable[[str, int, int], None] = _silent
+    study: Callable[[StudySettings], Study] = no_study
     specs: dict[str, LinearSpec] = field(default_factory=dict)
     timed: dict[str, Timed] = field(default_factory=dict)
+    varied: dict[str, Views | Timed] = field(default_factory=dict)
     grids: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
     time_edges: tuple[float, ...] = ()
@@ -120,14 +115,40 @@ class Job:
         module = linear_at(self.model, name)
         return module.get_buffer("weight_dense") if isinstance(module, QLinear) else module.weight.data
 
+    @property
+    def promised(self) -> dict[str, Spec]:
+        """What each layer is to become, by name."""
+        return {**self.specs, **self.varied, **self.timed}
+
     def promise(self, name: str, spec: LinearSpec) -> None:
         """Say what a layer is to become; BadFormat names the layer whose width a format does not divide."""
+        self._check_fits(name, spec)
+        self.varied.pop(name, None)  # the last word counts
+        self.specs[name] = spec
+
+    def vary(self, name: str, spec: Views | Timed) -> None:
+        """Say that what a layer is changes over time; ``spec`` selects by the rows of this job's clock.
+
+        The base of ``Views`` is the layer's spec for all that follows, so that WEIGHT stages commit it as any other. A
+        layer of several banks (``Timed``) leaves ``specs``: only ``rtn`` makes banks.
+        """
+        rows = (len(self.time_edges) + 1) * self.branches
+        if len(spec.select) != rows:
+            raise BadRecipe(f"layer '{name}' selects by {len(spec.select)} time groups, and this job has {rows}")
+        for variant in spec.variants if isinstance(spec, Timed) else (spec.base, *spec.specs):
+            self._check_fits(name, variant)
+        if isinstance(spec, Timed):
+            self.specs.pop(name, None)
+        else:
+            self.specs[name] = spec.base
+        self.varied[name] = spec
+
+    def _check_fits(self, name: str, spec: LinearSpec) -> None:
         linear = linear_at(self.model, name)
         try:
             tensor_layout(spec, (linear.out_features, linear.in_features))
         except BadFormat as e:
             raise BadFormat(f"layer '{name}': {e}") from None
-        self.specs[name] = spec
 
     def online(
         self,
@@ -160,6 +181,19 @@ class Job:
         self.specs[name] = spec
         self._install(name, replace(spec, weight=None, act=None, lowrank=None), tensors)
 
+    def imitation(self, name: str, weight: Format | None, act: Act | None) -> QLinear:
+        """A linear like this one, transforms included, with its weight rounded to a format and its input quantized.
+
+        It belongs to nothing: the model stays as it is. A format or act of None leaves that side in full precision.
+        """
+        old = linear_at(self.model, name)
+        dense = self.dense(name)
+        if weight is not None:
+            dense = rounded(dense.float(), weight).to(dense.dtype)
+        have = self.specs.get(name, LinearSpec())
+        spec = LinearSpec(None, act, have.pre_scale, have.rotation)
+        return _filled(name, old, spec, {"weight_dense": dense, **_online(old)}, self.clock, old.bias)
+
     def note(self, name: str, facts: Mapping[str, Any]) -> None:
         """Keep what a stage found out about a layer, as small JSON; it is stored with the recipe and shown in results."""
         self.notes.setdefault(name, {}).update(facts)
@@ -174,6 +208,9 @@ class Job:
         """
         spec = self.specs[name]
         tensors = _buffers(self._kept(name, make))
+        if isinstance(views := self.varied.get(name), Views):
+            self._install_views(name, views, tensors)
+            return
         act = None if spec.act is not None and spec.act.static else spec.act  # static tables come in the ACT phase
         self._install(name, replace(spec, act=act), {**_online(linear_at(self.model, name)), **tensors})
 
@@ -186,6 +223,11 @@ class Job:
             make: gives the tensors of every variant as ``I.NAME``: those that ``commit`` takes, and ``pre_scale`` and
                 ``rotation_signs`` where a variant has its own.
         """
+        if self.varied.get(name, spec) != spec:
+            raise BadRecipe(
+                f"layer '{name}' changes its width over time already, so it cannot have other banks by time as well: "
+                "leave out one of the two stages"
+            )
         old = linear_at(self.model, name)
         kept = self._kept(name, make)
         variants = []
@@ -196,8 +238,16 @@ class Job:
         self.specs.pop(name, None)
         self.timed[name] = spec
 
+    def measured(self, name: str, make: Callable[[], Mapping[str, float]]) -> dict[str, float]:
+        """Numbers that are costly to measure, from the store, or measured now and stored under ``MEASURED + name``."""
+
+        def tensors() -> Mapping[str, Tensor]:
+            return {key: torch.tensor([value], dtype=torch.float64) for key, value in make().items()}
+
+        return {key: float(value) for key, value in self._kept(MEASURED + name, tensors).items()}
+
     def _kept(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-        """A layer's tensors from the store, or made now and stored."""
+        """A layer's tensors (or a measurement) from the store, or made now and stored."""
         kept = self.store.get(name) if self.store is not None else None
         if kept is None:
             kept = self._made(name, make)
@@ -210,7 +260,7 @@ class Job:
         try:
             return make()
         except DitherError as e:
-            raise type(e)(f"layer '{name}': {e}") from e
+            raise type(e)(f"{'' if name.startswith(MEASURED) else 'layer '}'{name}': {e}") from e
 
     def activate(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Give a layer its static activation tables (``act_scale``, ``act_zero``) and switch its activations on."""
@@ -223,9 +273,22 @@ class Job:
         old = linear_at(self.model, name)
         put(self.model, name, _filled(name, old, spec, tensors, self.clock, old.bias).train(old.training))
 
+    def _install_views(self, name: str, views: Views, tensors: Mapping[str, Tensor]) -> None:
+        old = linear_at(self.model, name)
+        base = _filled(name, old, views.base, {**_online(old), **tensors}, self.clock, None)
+        put(self.model, name, ViewedLinear(base, views, old.bias, self.clock).train(old.training))
+
     def finish(self) -> Plan:
         """The plan of what was done; raises BadRecipe if a layer was promised something that no stage did."""
+        for name, varied in self.varied.items():
+            if not isinstance(self.model.get_submodule(name), TimedLinear | ViewedLinear):
+                kind = "banks of weights" if isinstance(varied, Timed) else "nested weights"
+                raise BadRecipe(
+                    f"layer '{name}' is to have {kind}, but no stage of the recipe (such as 'rtn') makes them"
+                )
         for name, spec in self.specs.items():
+            if name in self.varied:
+                continue
             module = linear_at(self.model, name)
             if not isinstance(module, QLinear) or (spec.weight is not None and module.spec.weight is None):
                 raise BadRecipe(
@@ -233,7 +296,7 @@ class Job:
                 )
             if module.spec != spec:
                 raise BadRecipe(f"layer '{name}' is to be {spec}, but no stage (such as 'ranges') finished it")
-        return Plan({**self.specs, **self.timed}, self.time_edges, self.branches)
+        return Plan(self.promised, self.time_edges, self.branches)
 
 
 def _buffers(kept: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,16 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from dither.calibrate import AbsMax, RowSample
 from dither.errors import BadModel, BadRecipe, BadValue
-from dither.models.base import AdaLN, Site
+from dither.models.base import Modulation, Site
 from dither.stages.base import Job
-from dither.stages.data_free import known, levels_between, modulated_peaks, modulated_tokens
+from dither.stages.data_free import levels_between, modulated_peaks, modulated_tokens
 
 __all__ = ["Channels", "Source", "Times"]
 
@@ -90,7 +89,7 @@ class Source:
     def gather(self, job: Job, sites: Sequence[Site], times: Times) -> dict[str, Channels]:
         """Statistics by site name, in the order of the sites. A site that is left out for want of data is said
         and noted."""
-        free = {s.name for s in sites if self.data_free and known(s.fold)}
+        free = {s.name: s.modulation for s in sites if self.data_free and s.modulation is not None}
         if self.data_free and not free:
             raise BadModel(
                 f"{self.stage}.data_free: in {type(job.model).__name__} no chosen site's channels follow from noise "
@@ -103,7 +102,7 @@ class Source:
             for reader in (r for s in rest for r in s.readers):
                 job.note(reader, {self.stage.replace("-", "_"): "not scaled: adaLN does not make its input"})
         found = self._measured(job, rest, times) if rest and self.calibrate else {}
-        found |= {s.name: self._modulated(job, s, times) for s in sites if s.name in free}
+        found |= {name: self._modulated(job, modulation, times) for name, modulation in free.items()}
         return {s.name: found[s.name] for s in sites if s.name in found}
 
     def _measured(self, job: Job, sites: Sequence[Site], times: Times) -> dict[str, Channels]:
@@ -123,13 +122,12 @@ class Source:
             for name, peak in peaks.items()
         }
 
-    def _modulated(self, job: Job, site: Site, times: Times) -> Channels:
-        fold = cast(AdaLN, site.fold)
+    def _modulated(self, job: Job, modulation: Modulation, times: Times) -> Channels:
         levels = [levels_between(low, high, self.levels) for low, high in times.bounds]
-        peaks = torch.stack([modulated_peaks(job.model, fold, x) for x in levels])  # (R, K)
+        peaks = torch.stack([modulated_peaks(job.model, modulation, x) for x in levels])  # (R, K)
         if not self.rows:
             return Channels(peaks)
-        return Channels(peaks, tuple(modulated_tokens(job.model, fold, x, self.rows, job.seed) for x in levels))
+        return Channels(peaks, tuple(modulated_tokens(job.model, modulation, x, self.rows, job.seed) for x in levels))
 
 
 class _TokensByRange:

@@ -15,17 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dither.models.base import AdaLN, linear_at
+from dither.models.base import Modulation
 
-__all__ = ["known", "levels_between", "modulated_peaks", "modulated_tokens"]
+__all__ = ["levels_between", "modulated_peaks", "modulated_tokens"]
 
 PEAK = 3.0
 """z: standard deviations that count as a channel's peak. Only the weight of scale against shift depends on it."""
-
-
-def known(fold: object) -> bool:
-    """Whether a site's statistics follow from noise level and class."""
-    return isinstance(fold, AdaLN) and fold.conditions is not None
 
 
 def levels_between(low: float, high: float, count: int) -> Tensor:
@@ -33,36 +28,23 @@ def levels_between(low: float, high: float, count: int) -> Tensor:
     return low + (high - low) * (torch.arange(count) + 0.5) / count
 
 
-def modulated_peaks(model: nn.Module, fold: AdaLN, levels: Tensor) -> Tensor:
+def modulated_peaks(model: nn.Module, modulation: Modulation, levels: Tensor) -> Tensor:
     """a (K,) float32 over every class and these noise levels (L,); memory is that of one level's classes."""
     peaks = []
     for i in range(len(levels)):
-        scale, shift = _modulation(model, fold, levels[i : i + 1])  # (classes, K)
+        scale, shift = modulation(model, levels[i : i + 1])  # (classes, K)
         peaks.append((shift.abs() + PEAK * (1 + scale).abs()).amax(0))
     return torch.stack(peaks).amax(0)
 
 
-def modulated_tokens(model: nn.Module, fold: AdaLN, levels: Tensor, count: int, seed: int) -> Tensor:
+def modulated_tokens(model: nn.Module, modulation: Modulation, levels: Tensor, count: int, seed: int) -> Tensor:
     """About ``count`` tokens (n, K) float32 as the site would see them, from random classes and normal noise."""
     make = torch.Generator().manual_seed(seed)
     share = -(-count // len(levels))
     tokens = []
     for i in range(len(levels)):
-        scale, shift = (m.cpu() for m in _modulation(model, fold, levels[i : i + 1]))
+        scale, shift = (m.cpu() for m in modulation(model, levels[i : i + 1]))
         pick = torch.randint(len(scale), (share,), generator=make)
         noise = torch.randn(share, scale.shape[1], generator=make)
         tokens.append(F.layer_norm(noise, noise.shape[1:]) * (1 + scale[pick]) + shift[pick])
     return torch.cat(tokens)[:count]
-
-
-def _modulation(model: nn.Module, fold: AdaLN, levels: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and shift (L * classes, K) float32."""
-    assert fold.conditions is not None
-    linear = linear_at(model, fold.linear)
-    inputs = fold.conditions(model, levels)  # (L * classes, D)
-
-    def rows(of: tuple[int, int]) -> Tensor:
-        bias = None if linear.bias is None else linear.bias[of[0] : of[1]]
-        return F.linear(inputs, linear.weight[of[0] : of[1]], bias).float()
-
-    return rows(fold.scale), rows(fold.shift)

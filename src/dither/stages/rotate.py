@@ -75,7 +75,10 @@ class Rotate:
                 continue
             rotations = {r: self._rotation(job, r) for r in site.readers if r in wanted}
             found.append({r: rotation for r, rotation in rotations.items() if rotation is not None})
-        return [readers for readers in found if readers]
+        chosen = [readers for readers in found if readers]
+        if self.layers and not chosen and not self.skip:
+            raise BadRecipe(f"rotate.layers '{self.layers}' finds no layer that can be rotated")
+        return chosen
 
     def _rotation(self, job: Job, name: str) -> Rotation | None:
         """Of a layer's width; None if it has none and may be skipped."""

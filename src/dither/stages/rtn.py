@@ -1,6 +1,8 @@
 """WEIGHT: round to nearest. Each weight goes to the nearest value of its format's grid.
 
-The grid is min-max unless a range search (``clip``) left a tighter one.
+The grid is min-max unless a range search (``clip``) left a tighter one. A layer that is to have several banks of weights over
+time (``job.vary``) gets each of them from the same dense weight; one whose codes are read at several widths is rounded for
+all of them.
 """
 
 from collections.abc import Mapping
@@ -12,8 +14,9 @@ from torch import Tensor
 
 from dither import memory
 from dither.numerics import encode, encode_int
-from dither.spec import Format, Int
+from dither.spec import Format, Int, Timed, Views
 from dither.stages.base import Job, Phase
+from dither.stages.nesting import encode_for
 
 __all__ = ["Rtn"]
 
@@ -27,19 +30,32 @@ class Rtn:
     paper: ClassVar[str] = ""
 
     def run(self, job: Job) -> None:
-        """Commit every layer that has a spec."""
+        """Commit every layer that has a spec, and every one that is to have banks."""
+        banks = {name: spec for name, spec in job.varied.items() if isinstance(spec, Timed)}
+        total = len(job.specs) + len(banks)
         for i, (name, spec) in enumerate(job.specs.items()):
             job.commit(name, partial(_encoded, job, name, spec.weight))
-            job.progress("rounding weights", i + 1, len(job.specs))
+            job.progress("rounding weights", i + 1, total)
+        for i, (name, timed) in enumerate(banks.items(), len(job.specs)):
+            job.commit_timed(name, timed, partial(_banks, job, name, timed))
+            job.progress("rounding weights", i + 1, total)
 
 
 def _encoded(job: Job, name: str, fmt: Format | None) -> Mapping[str, Tensor]:
     w = job.dense(name)
     if fmt is None:
         return {"dense": w}
-    if isinstance(fmt, Int) and name in job.grids:
+    if isinstance(fmt, Int) and isinstance(views := job.varied.get(name), Views):
+        tensors = encode_for(w.float(), fmt, [v.bits for v in views.views], *job.grids.get(name, ()))
+    elif isinstance(fmt, Int) and name in job.grids:
         tensors = encode_int(w.float(), fmt, *job.grids[name])
     else:
         tensors = encode(w.float(), fmt)
     memory.set_aside(w)
     return tensors
+
+
+def _banks(job: Job, name: str, spec: Timed) -> Mapping[str, Tensor]:
+    """Tensors of every variant, ``I.NAME``."""
+    made = [_encoded(job, name, variant.weight) for variant in spec.variants]
+    return {f"{i}.{key}": tensor for i, tensors in enumerate(made) for key, tensor in tensors.items()}

@@ -16,8 +16,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from dither import memory
 from dither.errors import BadModel, BadRecipe
 from dither.models.base import AdaLN, Fold, Rows, Site, linear_at
+from dither.nn import QLinear
 from dither.spec import Act, Int, LinearSpec
 from dither.stages.balance import best_scale, column_peaks, judge_of, share, shares, smoothing_scale
 from dither.stages.base import Job, Phase
@@ -117,8 +119,7 @@ def scalable(job: Job, online: bool) -> list[Site]:
 def apply_scale(job: Job, site: Site, s: Tensor) -> None:
     """Divide the site by s (K,) where it comes from, or online, and multiply its readers' columns by s."""
     for reader in site.readers:
-        weight = job.dense(reader)
-        weight.copy_(weight.float() * s)
+        _rewrite(linear_at(job.model, reader), job.dense(reader).float() * s)
     if site.fold is not None:
         absorb(job.model, site.fold, 1.0 / s)
         return
@@ -131,16 +132,35 @@ def absorb(model: nn.Module, fold: Fold, c: Tensor) -> None:
     linear = linear_at(model, fold.linear)
     match fold:
         case AdaLN(shift=shift, scale=scale):
-            _multiply_rows(linear, shift, c)
-            _multiply_rows(linear, scale, c)
+            _multiply_rows(linear, (shift, scale), c)
             linear.bias.data[scale[0] : scale[1]] += (c - 1).to(linear.bias.dtype)
         case Rows(rows=rows):
-            _multiply_rows(linear, rows, c)
+            _multiply_rows(linear, (rows,), c)
 
 
-def _multiply_rows(linear: nn.Linear, rows: Sequence[int], c: Tensor) -> None:
-    weight = linear.weight.data[rows[0] : rows[1]]
-    weight.copy_(weight.float() * c[:, None])
-    if linear.bias is not None:
-        bias = linear.bias.data[rows[0] : rows[1]]
-        bias.copy_(bias.float() * c)
+def _multiply_rows(linear: nn.Linear, parts: Sequence[tuple[int, int]], c: Tensor) -> None:
+    weight = _dense(linear).to(torch.float32, copy=True)
+    for first, last in parts:
+        weight[first:last] *= c[:, None]
+        if linear.bias is not None:
+            bias = linear.bias.data[first:last]
+            bias.copy_(bias.float() * c)
+    _rewrite(linear, weight)
+
+
+def _dense(linear: nn.Linear) -> Tensor:
+    """The weight (N, K); a layer that has an online scale already is no plain linear."""
+    return linear.get_buffer("weight_dense") if isinstance(linear, QLinear) else linear.weight.data
+
+
+def _rewrite(linear: nn.Linear, weight: Tensor) -> None:
+    """Give a layer another weight (N, K).
+
+    Not in place: where it is mapped from a file, pages that were written to stay in memory as long as any tensor of the file.
+    """
+    old = _dense(linear)
+    if isinstance(linear, QLinear):
+        linear.load({"weight_dense": weight.to(old.dtype)})
+    else:
+        linear.weight.data = weight.to(old.dtype)
+    memory.set_aside(old)

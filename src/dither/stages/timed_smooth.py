@@ -12,7 +12,6 @@ A scale or rotation that the layer has from an earlier stage is kept in what is 
 one, and the rotation follows it.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,6 +30,7 @@ from dither.spec import LinearSpec, Timed
 from dither.stages.balance import Judge, best_scale, column_peaks, share, shares, smoothing_scale
 from dither.stages.base import Job, Phase
 from dither.stages.channels import Channels, Source, Times
+from dither.stages.incoherence import named
 from dither.stages.smooth import scalable
 
 __all__ = ["TimedSmooth"]
@@ -102,13 +102,10 @@ class TimedSmooth:
 
     def _sites(self, job: Job) -> dict[str, Site]:
         """Sites with the readers that are to have banks."""
-        try:
-            wanted = re.compile(self.only)
-        except re.error as e:
-            raise BadRecipe(f"timed-smooth.only '{self.only}' is not a regular expression: {e}") from None
+        wanted = named("timed-smooth.only", self.only, list(job.layers))
         found = {}
         for site in scalable(job, online=True):
-            specs = {r: job.specs.get(r, LinearSpec()) for r in site.readers if wanted.search(r)}
+            specs = {r: job.specs.get(r, LinearSpec()) for r in site.readers if r in wanted}
             readers = tuple(r for r, spec in specs.items() if spec.weight is not None)
             for reader in readers:
                 _check_layer(job, reader, specs[reader])

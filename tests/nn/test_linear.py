@@ -1,25 +1,24 @@
-"""Quantized linears, the clock and the read-only weight."""
+"""Quantized linears: their buffers, what they compute, casting, loading and gradients."""
 
 import copy
 
 import pytest
 import tiny
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
-from dither.clock import Clock, start_clock
+from dither.clock import Clock
 from dither.errors import BadCheckpoint
 from dither.kernels import named
-from dither.nn import QLinear, TimedLinear, build, install, tensor_layout
-from dither.spec import PER_TENSOR, Act, Codebook, Int, LinearSpec, LowRank, Plan, Rotation, Timed
+from dither.nn import QLinear, build, tensor_layout
+from dither.spec import PER_TENSOR, Act, Codebook, Int, LinearSpec, LowRank, Nested, Rotation
 
 SPECS = {
     "w8a8": tiny.W8A8,
     "w4": tiny.W4,
     "rich": tiny.RICH,
     "static": LinearSpec(Int(8), Act(Int(8, False), static=True)),
+    "nested": LinearSpec(Nested(Int(8, False), 4)),
     "codebook": LinearSpec(Codebook(2, 16)),
     "act only": LinearSpec(None, Act(Int(8))),
     "lowrank int": LinearSpec(Int(2), lowrank=LowRank(4, Int(8))),
@@ -155,32 +154,7 @@ def test_gradient_in_bfloat16_and_without_bias():
     torch.testing.assert_close(x.grad.float(), layer.dequantized().sum(0).expand(5, 16), rtol=2e-2, atol=2e-2)
 
 
-# --- the clock
-
-
-@settings(max_examples=50, deadline=None, derandomize=True)
-@given(
-    st.lists(st.floats(1 / 64, 63 / 64, width=32), max_size=5, unique=True).map(sorted),
-    st.lists(st.tuples(st.floats(0, 1, width=32), st.integers(0, 1)), min_size=1, max_size=6),
-    st.integers(1, 2),
-)
-def test_rows_count_the_edges_below(edges, samples, branches):
-    clock = Clock(tuple(edges), branches)
-    level, branch = torch.tensor([s[0] for s in samples]), torch.tensor([s[1] for s in samples])
-    want = [sum(e <= v for e in edges) * branches + (b if branches > 1 else 0) for v, b in samples]
-    assert clock.rows_at(level, branch).tolist() == want
-
-
-def test_pick_broadcasts_rows_over_tokens_and_folded_frames():
-    clock = Clock((0.5,))
-    clock.set(torch.tensor([0.9, 0.1]), torch.tensor([0, 0]))
-    table = torch.tensor([[1.0], [2.0]])
-    assert clock.pick(table, torch.zeros(2, 7, 3)).shape == (2, 1, 1)
-    assert clock.pick(table, torch.zeros(2, 3)).flatten().tolist() == [2, 1]
-    assert clock.pick(table, torch.zeros(6, 7, 3)).flatten().tolist() == [2, 2, 2, 1, 1, 1]
-    assert clock.pick(table[:1], torch.zeros(5, 3)).tolist() == [1.0]
-    with pytest.raises(BadCheckpoint, match="batch 3"):
-        clock.pick(table, torch.zeros(3, 3))
+# --- tables of several rows
 
 
 def test_static_rows_follow_the_clock():
@@ -195,82 +169,3 @@ def test_static_rows_follow_the_clock():
         torch.testing.assert_close(both[i : i + 1], layer(x[i : i + 1]))
     clock.set(torch.tensor([0.9, 0.1]), torch.tensor([0, 0]))
     assert not torch.allclose(layer(x), both)
-
-
-# --- timed variants
-
-
-def timed() -> tuple[TimedLinear, Clock, nn.Linear]:
-    clock = Clock((0.5,), branches=2)
-    torch.manual_seed(0)
-    dense = nn.Linear(16, 24)
-    static = LinearSpec(Int(8), Act(Int(8), static=True, rows=4))
-    made = build(Timed((tiny.W4, static), (0, 1, 1, 1)), dense, clock)
-    assert isinstance(made, TimedLinear)
-    for i, part in enumerate(made.variants):
-        tiny.fill(part, dense.weight, i)
-    return made.requires_grad_(False), clock, dense
-
-
-def test_timed_runs_each_sample_in_its_variant():
-    layer, clock, dense = timed()
-    x = torch.randn(6, 5, 16)  # three samples, two frames each
-    level, branch = torch.tensor([0.1, 0.9, 0.1]), torch.tensor([0, 0, 1])
-    clock.set(level, branch)
-    y = layer(x)
-    for i, variant in enumerate((0, 1, 1)):
-        clock.set(level[i : i + 1], branch[i : i + 1])
-        part = layer.variants[variant]
-        torch.testing.assert_close(y[2 * i : 2 * i + 2], part.compute(x[2 * i : 2 * i + 2], dense.bias))
-
-
-def test_timed_restores_the_clock_and_names_a_bad_batch():
-    layer, clock, _ = timed()
-    clock.set(torch.tensor([0.1, 0.9]), torch.tensor([0, 0]))
-    before = clock.row
-    layer(torch.randn(2, 5, 16))
-    assert clock.row is before
-    with pytest.raises(BadCheckpoint, match="batch 3"):
-        layer(torch.randn(3, 5, 16))
-
-
-def test_timed_stores_the_bias_once():
-    layer, _, dense = timed()
-    assert [k for k in layer.state_dict() if k.endswith("bias")] == ["bias"]
-    assert layer.bias is dense.bias
-
-
-# --- installing
-
-
-def test_install_replaces_only_what_the_plan_names():
-    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    bias = model[0].bias
-    install(model, Plan({"0": tiny.W8A8}), read=None, device="meta")
-    assert isinstance(model[0], QLinear)
-    assert model[0].bias is bias
-    assert model[0].get_buffer("weight_codes").device.type == "meta"
-    assert type(model[1]) is nn.Linear
-
-
-def test_install_names_a_missing_layer():
-    with pytest.raises(BadCheckpoint, match="'7'"):
-        install(nn.Sequential(nn.Linear(4, 4)), Plan({"7": tiny.W8A8}), read=None)
-
-
-def test_clock_is_read_at_each_call_only_when_the_plan_has_rows():
-    calls = []
-
-    def read(args, kwargs):
-        calls.append((args, kwargs))
-        return torch.tensor([0.9]), torch.tensor([0])
-
-    model = nn.Sequential(nn.Linear(4, 4))
-    start_clock(model, Clock(), read)
-    model(torch.zeros(1, 4))
-    assert not calls
-    clock = Clock((0.5,))
-    start_clock(model, clock, read)
-    model(torch.zeros(1, 4))
-    assert len(calls) == 1
-    assert clock.row.tolist() == [1]

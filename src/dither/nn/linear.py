@@ -1,36 +1,28 @@
-"""Quantized linears as modules: plain buffers under a spec.
+"""``QLinear``: a linear under a ``LinearSpec``, as plain buffers.
 
-``QLinear`` computes ``y = decode(weight) . act(rotate(pre_scale * x)) + bias`` (+ a low-rank branch). Which kernel does it
-is chosen from the spec, the shape and the device; the buffers are the same for all. It is an ``nn.Linear`` by ancestry, so
-that LoRA adapters attach, but its weight is packed and cannot be written: see ``PackedWeight``.
+    y = decode(weight) . act(rotate(pre_scale * x)) + bias        (+ a low-rank branch)
+
+Which kernel computes it is chosen from the spec, the shape and the device; the buffers are the same for all. It is an
+``nn.Linear`` by ancestry, so that LoRA adapters attach, but its weight is packed and cannot be written: see
+``PackedWeight``.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from dither.clock import Clock, Read, start_clock
-from dither.errors import BadCheckpoint
+from dither.clock import Clock
+from dither.errors import BadCheckpoint, BadFormat
 from dither.kernels import Inputs, Kernel, choose, is_simulated
 from dither.kernels.gradient import run
 from dither.numerics import decode, groups, layout, rotate, unrotate
 from dither.packed import PackedWeight
-from dither.spec import Format, LinearSpec, Plan, Spec, Timed
+from dither.spec import Format, LinearSpec
 
-__all__ = [
-    "Clock",
-    "PackedWeight",
-    "QLinear",
-    "Read",
-    "TimedLinear",
-    "build",
-    "install",
-    "packed_tensors",
-    "replace",
-    "tensor_layout",
-]
+__all__ = ["Layout", "QLinear", "Way", "tensor_layout"]
 
 Layout: TypeAlias = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
@@ -62,6 +54,19 @@ def tensor_layout(spec: LinearSpec, shape: tuple[int, int], dtype: torch.dtype =
     return out
 
 
+class Way:
+    """One way to run stored tensors: a spec, the kernel that does it here, and what the kernel prepared from them.
+
+    Args:
+        spec: whose tensors they are.
+    """
+
+    def __init__(self, spec: LinearSpec) -> None:
+        self.spec = spec
+        self.kernel: Kernel | None = None
+        self.prepared: dict[str, Tensor] | None = None
+
+
 class QLinear(nn.Linear):
     """A linear under a ``LinearSpec``.
 
@@ -90,8 +95,8 @@ class QLinear(nn.Linear):
         for name, (shape, kind) in tensor_layout(spec, (out_features, in_features), dtype).items():
             self.register_buffer(name, torch.empty(shape, dtype=kind, device=device))
         self.register_parameter("bias", bias)
-        self._kernel: Kernel | None = None
-        self._prepared: dict[str, Tensor] | None = None
+        self.ways = [Way(spec)]
+        self._key: tuple[list[tuple[Tensor, int]], bytes] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -100,24 +105,40 @@ class QLinear(nn.Linear):
 
     @property
     def kernel(self) -> Kernel:
-        """The kernel that runs this layer here; assign one to override."""
-        if self._kernel is None:
-            self._kernel = choose(self.spec, self.shape, next(self.buffers()).device)
-        return self._kernel
+        """The kernel that runs this layer here; assign one to override, in every way to read the weight."""
+        return self.kernel_of(self.ways[0])
 
     @kernel.setter
     def kernel(self, kernel: Kernel) -> None:
-        self._kernel, self._prepared = kernel, None
+        for way in self.ways:
+            way.kernel, way.prepared = kernel, None
 
     @property
     def simulated(self) -> bool:
         """Whether activation quantization is imitated in floating point here."""
         return is_simulated(self.spec, self.kernel)
 
+    def way(self, spec: LinearSpec) -> Way:
+        """Another way to run the tensors of this layer; for ``multiply``."""
+        if tensor_layout(spec, self.shape) != tensor_layout(self.spec, self.shape):
+            raise BadFormat(f"{spec} reads other tensors than {self.spec} stores")
+        self.ways.append(Way(spec))
+        return self.ways[-1]
+
+    def kernel_of(self, way: Way) -> Kernel:
+        """The kernel that runs the layer this way here."""
+        if way.kernel is None:
+            way.kernel = choose(way.spec, self.shape, next(self.buffers()).device)
+        return way.kernel
+
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The effective weight (N, K), decoded anew at each access; read-only."""
-        dense = self.dequantized().to(self.bias.dtype if self.bias is not None else torch.float32)
+        return self.decoded(self.bias)
+
+    def decoded(self, bias: Tensor | None) -> Tensor:
+        """``weight`` in the dtype of a bias from elsewhere."""
+        dense = self.dequantized().to(torch.float32 if bias is None else bias.dtype)
         return dense if torch.compiler.is_compiling() else dense.as_subclass(PackedWeight)  # graphs take no subclass
 
     def stored(self, prefix: str = "weight") -> dict[str, Tensor]:
@@ -136,7 +157,7 @@ class QLinear(nn.Linear):
             if have is None or have.shape != tensor.shape or have.dtype != tensor.dtype:
                 raise BadCheckpoint(f"tensor '{name}' {tuple(tensor.shape)} {tensor.dtype} does not fit {self.spec}")
             self._buffers[name] = tensor
-        self._prepared = None
+        self._forget()
         return self
 
     def dequantized(self) -> Tensor:
@@ -155,24 +176,70 @@ class QLinear(nn.Linear):
 
     def compute(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """``forward`` with a bias (N,) from elsewhere."""
-        spec, dtype = self.spec, x.dtype
-        if spec.pre_scale:
+        return self.multiply(self.transform(x), bias, self.ways[0]).to(x.dtype)
+
+    def transform(self, x: Tensor) -> Tensor:
+        """``rotate(pre_scale * x)``, (..., K) in the dtype of x; for layers that read the same tensor only once."""
+        if not self.spec.pre_scale and self.spec.rotation is None:
+            return x
+        if not self._may_share(x):
+            return self._transform(x)
+        key, last = self._transform_key(), self.clock.last
+        found = last.get(x, key)
+        if found is None:
+            found = self._transform(x)
+            last.put(x, key, found)
+        return found
+
+    def _transform(self, x: Tensor) -> Tensor:
+        dtype = x.dtype
+        if self.spec.pre_scale:
             x = x * self.clock.pick(self.get_buffer("pre_scale"), x).to(dtype)
-        if spec.rotation is not None:
-            x = rotate(x, self.get_buffer("rotation_signs"), spec.rotation.block).to(dtype)
+        if self.spec.rotation is not None:
+            x = rotate(x, self.get_buffer("rotation_signs"), self.spec.rotation.block).to(dtype)  # it works in float32
+        return x
+
+    def _may_share(self, x: Tensor) -> bool:
+        """Whether a transformed input can be known again: not in graphs, not by time, and only if changes are counted."""
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or self.spec.pre_scale > 1:
+            return False
+        return type(x) is Tensor and not any(t.is_inference() for t in (x, *self._transforms()))
+
+    def _transforms(self) -> list[Tensor]:
+        return [t for name in ("pre_scale", "rotation_signs") if (t := self._buffers.get(name)) is not None]
+
+    def _transform_key(self) -> bytes:
+        """Digest of what ``_transform`` does. Layers of one key turn equal inputs into equal outputs."""
+        now = [(t, t._version) for t in self._transforms()]
+        if self._key is None or any(t is not u or i != j for (t, i), (u, j) in zip(now, self._key[0], strict=True)):
+            block = 0 if self.spec.rotation is None else self.spec.rotation.block
+            found = hashlib.sha256(f"{self.spec.pre_scale} {block}".encode())
+            for tensor, _ in now:
+                found.update(tensor.cpu().numpy().tobytes())
+            self._key = now, found.digest()
+        return self._key[1]
+
+    def multiply(self, x: Tensor, bias: Tensor | None, way: Way) -> Tensor:
+        """What is left of ``compute`` after ``transform``, in one of the layer's ways."""
+        spec, kernel, stored = way.spec, self.kernel_of(way), self.stored()
         scale = zero = None
         if spec.act is not None and spec.act.static:
             scale = self.clock.pick(self.get_buffer("act_scale"), x)
             zero = None if spec.act.grid.symmetric else self.clock.pick(self.get_buffer("act_zero"), x)
-        kernel, stored = self.kernel, self.stored()
-        if self._prepared is None:
-            self._prepared = kernel.prepare(spec, self.shape, stored)
-        y = run(kernel, Inputs(x, spec, self.shape, stored, scale, zero, bias, self._prepared))
+        if way.prepared is None:
+            way.prepared = kernel.prepare(spec, self.shape, stored)
+        y = run(kernel, Inputs(x, spec, self.shape, stored, scale, zero, bias, way.prepared))
         if (low := spec.lowrank) is not None:
             a = self._matrix("lowrank_a", low.weight, (low.rank, self.in_features)).to(x.dtype)
             b = self._matrix("lowrank_b", low.weight, (self.out_features, low.rank)).to(x.dtype)
             y = y + (x @ a.T) @ b.T
-        return y.to(dtype)  # a rotation works in float32
+        return y
+
+    def _forget(self) -> None:
+        """What was made of tensors that are no longer there."""
+        self._key = None
+        for way in self.ways:
+            way.prepared = None
 
     def _matrix(self, prefix: str, fmt: Format | None, shape: tuple[int, int]) -> Tensor:
         stored = self.stored(prefix)
@@ -186,13 +253,15 @@ class QLinear(nn.Linear):
             after = self._buffers[name]
             if after is not None and after.dtype != before.dtype:
                 self._buffers[name] = before.to(after.device)
-        self._kernel = self._prepared = None
+        self._forget()
+        for way in self.ways:
+            way.kernel = None
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """As always, but what a kernel prepared from the old tensors is forgotten."""
         super()._load_from_state_dict(*args, **kwargs)
-        self._prepared = None
+        self._forget()
 
     def extra_repr(self) -> str:
         """Shape, formats and the parts that are there."""
@@ -201,106 +270,3 @@ class QLinear(nn.Linear):
         parts += [f"weight={self.spec.weight or 'full precision'}, act={act}"]
         parts += [name for name in ("pre_scale", "rotation", "lowrank") if getattr(self.spec, name)]
         return ", ".join(parts)
-
-
-class TimedLinear(nn.Module):
-    """Variants of one linear, without biases; the clock's row selects which one runs for each sample.
-
-    Args:
-        variants: the linears.
-        select: for each row of the clock, the variant.
-        bias: parameter (N,) or None, shared by all (stored once).
-        clock: of the model.
-    """
-
-    bias: nn.Parameter | None
-
-    def __init__(
-        self, variants: list[QLinear], select: tuple[int, ...], bias: nn.Parameter | None, clock: Clock
-    ) -> None:
-        super().__init__()
-        self.variants = nn.ModuleList(variants)
-        self.register_parameter("bias", bias)
-        self.out_features = variants[0].out_features
-        self.select = select
-        self.clock = clock
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, ..., K) to (B, ..., N)."""
-        if torch.compiler.is_compiling():
-            return self._all(x)
-        chosen: list[int] = [self.select[r] for r in self.clock.row.tolist()]
-        if len(set(chosen)) == 1:
-            return self._run(chosen[0], x)
-        index = self._spread(torch.tensor(chosen, device=x.device), x)
-        y, row = x.new_empty(*x.shape[:-1], self.out_features), self.clock.row
-        for i in sorted(set(chosen)):
-            mine = index == i
-            self.clock.row = row[torch.tensor(chosen, device=row.device) == i]
-            y[mine] = self._run(i, x[mine])
-        self.clock.row = row
-        return y
-
-    def _all(self, x: Tensor) -> Tensor:
-        """In a compiled graph nothing may depend on the values of the clock: all variants run, and rows are selected."""
-        select = torch.tensor(self.select, device=x.device)
-        index = self._spread(select[self.clock.row.to(x.device)], x).view(-1, *(1,) * (x.ndim - 1))
-        y = self._run(0, x)
-        for i in range(1, len(self.variants)):
-            y = torch.where(index == i, self._run(i, x), y)
-        return y
-
-    def _spread(self, index: Tensor, x: Tensor) -> Tensor:
-        """One index for each of the clock's samples, as one for each row of x: layers may fold frames into the batch."""
-        if x.shape[0] % index.shape[0]:
-            raise BadCheckpoint(f"input batch {x.shape[0]} is no multiple of the clock's batch {index.shape[0]}")
-        return index.repeat_interleave(x.shape[0] // index.shape[0])
-
-    def _run(self, index: int, x: Tensor) -> Tensor:
-        return cast(QLinear, self.variants[index]).compute(x, self.bias)
-
-
-def build(
-    spec: Spec,
-    like: nn.Linear,
-    clock: Clock | None = None,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> nn.Module:
-    """An empty module for this spec in place of ``like``, whose bias it keeps."""
-    if isinstance(spec, Timed):
-        shared = clock or Clock()
-        made = [QLinear(v, like.in_features, like.out_features, None, shared, device, dtype) for v in spec.variants]
-        return TimedLinear(made, spec.select, like.bias, shared)
-    return QLinear(spec, like.in_features, like.out_features, like.bias, clock, device, dtype)
-
-
-def replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module where ``name`` is."""
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent) if parent else model, leaf, module)
-
-
-def install(
-    model: nn.Module,
-    plan: Plan,
-    read: Read,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Clock:
-    """Put empty modules where the plan says, ready to be loaded, and start the clock. BadCheckpoint names a bad layer."""
-    clock = Clock(plan.time_edges, plan.branches)
-    start_clock(model, clock, read)
-    modules = dict(model.named_modules())
-    for name, spec in plan.layers.items():
-        linear = modules.get(name)
-        if not isinstance(linear, nn.Linear):
-            raise BadCheckpoint(f"the plan names layer '{name}', which the model does not have as a linear")
-        replace(model, name, build(spec, linear, clock, device, dtype))
-    return clock
-
-
-def packed_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """``QLinear.packed`` of every layer, under the names of ``model.state_dict()``."""
-    layers = ((name, m) for name, m in model.named_modules() if isinstance(m, QLinear))
-    return {f"{name}.{key}": tensor for name, layer in layers for key, tensor in layer.packed().items()}

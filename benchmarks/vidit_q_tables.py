@@ -1,0 +1,118 @@
+"""Tables of ViDiT-Q's components, of their differences, and of mixed precision, made of ``results/vidit_q.json``."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from benchmarks.markdown import Result, above_all_others, interval, result, table, with_error
+
+__all__ = ["TABLES"]
+
+
+def components() -> str:
+    """A line a component, a column a width: PSNR, FD, true bits."""
+    data = result("vidit_q")
+    rows = [r for r in data["rows"] if r["bits"]]
+    widths = list(dict.fromkeys(r["bits"] for r in rows))
+    lines = []
+    for model in dict.fromkeys(r["model"] for r in rows):
+        mine = {(r["switch"], r["bits"]): r for r in rows if r["model"] == model}
+        best = {bits: _best([r for (_, b), r in mine.items() if b == bits]) for bits in widths}
+        for name in dict.fromkeys(name for name, _ in mine):
+            cells = [_cell(mine.get((name, bits)), best[bits]) for bits in widths]
+            lines.append([f"`{model}`", name, *cells])
+    return table(["model", "", *map(str.upper, widths)], lines) + "\n" + _explained(data)
+
+
+def _best(rows: Sequence[Result]) -> Result | None:
+    """The row whose interval lies above all others."""
+    measured = [r for r in rows if "failed" not in r]
+    found = above_all_others([r["psnr_db"]["ci95"] for r in measured])
+    return None if found is None else measured[found]
+
+
+def _cell(row: Result | None, best: Result | None) -> str:
+    if row is None:
+        return ""
+    if "failed" in row:
+        return f"failed: {row['failed']}"
+    psnr = f"{row['psnr_db']['mean']:.1f} {interval(row['psnr_db']['ci95'], 1)}"
+    fd = with_error({"value": row["fd"]["to_full_precision"], "se": row["fd"]["to_full_precision_se"]})
+    return f"{f'**{psnr}**' if row is best else psnr}; {fd}; {row['size']['bits_per_weight']:.2f}"
+
+
+def _explained(data: Result) -> str:
+    floors = [
+        f"`{row['model']}` {row['psnr_db']['other_batch_size']:.1f} dB in another batch size, "
+        f"{row['psnr_db']['other_seeds']:.1f} dB with other seeds, for which an FD of {row['fd']['noise_floor']:.2g} is "
+        "expected"
+        for row in data["rows"]
+        if not row["bits"]
+    ]
+    return (
+        "Cells: PSNR to full precision in dB (60 at most) [95 % interval]; FD to full precision ± standard error; true bits "
+        f"per weight as stored. {data['n']} pictures a cell, the same seeds everywhere, {data['steps']} steps, guidance "
+        f"{data['guidance']}. Bold: an interval above all others of its model and column. Full precision against itself: "
+        f"{'; '.join(floors)}. {data['device']}, torch {data['versions']['torch']}; `{data['command']}`.\n"
+    )
+
+
+def differences() -> str:
+    """A line a pair, a column a width."""
+    data = result("vidit_q")
+    found = {(d["model"], d["of"], d["minus"], d["bits"]): d for d in data["differences_db"]}
+    widths = list(dict.fromkeys(bits for *_, bits in found))
+    pairs = list(dict.fromkeys(key[:3] for key in found))
+    lines = [
+        [f"`{model}`", f"{of} − {minus}", *(_difference(found.get((model, of, minus, bits))) for bits in widths)]
+        for model, of, minus in pairs
+    ]
+    return table(["model", "", *map(str.upper, widths)], lines) + (
+        "\nMean difference of PSNR in dB, picture by picture [95 % interval]. Bold: the interval excludes 0.\n"
+    )
+
+
+def _difference(found: Result | None) -> str:
+    if found is None:
+        return ""
+    low, high = found["ci95"]
+    text = f"{found['mean']:+.2f} [{low:+.2f}, {high:+.2f}]"
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def mixed() -> str:
+    """Rows of mixed precision beside the uniform one: what runs, what is stored."""
+    data = result("vidit_q")
+    rows = [r for r in data["rows"] if r["bits"] and "failed" not in r]
+    lines = []
+    for model, bits in dict.fromkeys((r["model"], r["bits"]) for r in rows):
+        mine = [r for r in rows if (r["model"], r["bits"]) == (model, bits)]
+        if not any(r["switch"].startswith("MP") for r in mine):
+            continue
+        for row in mine:
+            if row["switch"] != "+ both" and not row["switch"].startswith("MP"):
+                continue
+            size, psnr = row["size"], row["psnr_db"]
+            acts = size["running_bits_per_activation"]
+            lines.append(
+                [
+                    f"`{model}`",
+                    bits.upper(),
+                    "uniform" if row["switch"] == "+ both" else row["switch"].removeprefix("MP "),
+                    f"{size['running_bits_per_weight']:.2f}",
+                    "" if acts is None else f"{acts:.2f}",
+                    f"{size['bits_per_weight']:.2f}",
+                    f"{psnr['mean']:.1f} {interval(psnr['ci95'], 1)}",
+                    with_error({"value": row["fd"]["to_full_precision"], "se": row["fd"]["to_full_precision_se"]}),
+                ]
+            )
+    header = ["model", "bits", "allocation", "weight bits that run", "activation bits that run"]
+    header += ["true bits per weight, stored", "PSNR", "FD to full precision"]
+    return table(header, lines) + (
+        "\nBits that run: mean over weights and time of the codes' width, without scales. Stored: everything on the disk.\n"
+    )
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "vidit-q": components,
+    "vidit-q-differences": differences,
+    "vidit-q-mixed": mixed,
+}

@@ -1,0 +1,61 @@
+"""Putting quantized linears into a model, empty and ready to be loaded, as a plan says."""
+
+import torch
+from torch import Tensor, nn
+
+from dither.clock import Clock, Read, start_clock
+from dither.errors import BadCheckpoint
+from dither.nn.linear import QLinear
+from dither.nn.timed import TimedLinear, ViewedLinear
+from dither.spec import Plan, Spec, Timed, Views
+
+__all__ = ["build", "install", "packed_tensors", "replace"]
+
+
+def build(
+    spec: Spec,
+    like: nn.Linear,
+    clock: Clock | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
+    """An empty module for this spec in place of ``like``, whose bias it keeps."""
+    shared = clock or Clock()
+    if isinstance(spec, Timed):
+        made = [QLinear(v, like.in_features, like.out_features, None, shared, device, dtype) for v in spec.variants]
+        return TimedLinear(made, spec.select, like.bias, shared)
+    if isinstance(spec, Views):
+        base = QLinear(spec.base, like.in_features, like.out_features, None, shared, device, dtype)
+        return ViewedLinear(base, spec, like.bias, shared)
+    return QLinear(spec, like.in_features, like.out_features, like.bias, shared, device, dtype)
+
+
+def replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module where ``name`` is."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent) if parent else model, leaf, module)
+
+
+def install(
+    model: nn.Module,
+    plan: Plan,
+    read: Read,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Clock:
+    """Put empty modules where the plan says, ready to be loaded, and start the clock. BadCheckpoint names a bad layer."""
+    clock = Clock(plan.time_edges, plan.branches)
+    start_clock(model, clock, read)
+    modules = dict(model.named_modules())
+    for name, spec in plan.layers.items():
+        linear = modules.get(name)
+        if not isinstance(linear, nn.Linear):
+            raise BadCheckpoint(f"the plan names layer '{name}', which the model does not have as a linear")
+        replace(model, name, build(spec, linear, clock, device, dtype))
+    return clock
+
+
+def packed_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """``QLinear.packed`` of every layer, under the names of ``model.state_dict()``."""
+    layers = ((name, m) for name, m in model.named_modules() if isinstance(m, QLinear))
+    return {f"{name}.{key}": tensor for name, layer in layers for key, tensor in layer.packed().items()}

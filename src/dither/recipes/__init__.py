@@ -1,0 +1,30 @@
+"""Recipes: each method as an ordered tuple of stages with its defaults, to be read like its paper.
+
+A recipe is a function from bit widths to stages; one file holds the recipes of one paper, or of a kind. ``--set
+STAGE.FIELD=VALUE``, ``--set STAGE=off`` and recipe files change the plain data that comes out; nothing is evaluated.
+"""
+
+from dither.errors import BadRecipe
+from dither.recipes import baselines, vidit_q
+from dither.recipes.data import override, recipe_from, recipe_to
+from dither.recipes.entry import Entry
+from dither.spec import Bits, Recipe
+from dither.stages import describe
+
+__all__ = ["RECIPES", "Entry", "get", "names", "override", "recipe_from", "recipe_to"]
+
+RECIPES: dict[str, Entry] = {e.name: e for e in (*baselines.ENTRIES, *vidit_q.ENTRIES)}
+
+
+def names() -> tuple[str, ...]:
+    """Names of all recipes."""
+    return tuple(RECIPES)
+
+
+def get(name: str, bits: Bits | str | None = None) -> Recipe:
+    """The recipe of this name at these widths (its own default if None). BadRecipe lists the names."""
+    entry = RECIPES.get(name)
+    if entry is None:
+        raise BadRecipe(f"unknown recipe '{name}'; known are {', '.join(RECIPES)}")
+    widths = entry.bits if bits is None else Bits.parse(bits) if isinstance(bits, str) else bits
+    return Recipe(entry.name, entry.paper, widths, describe(entry.stages(widths)))

@@ -1,0 +1,62 @@
+"""Rounding to nearest, and the two methods that ViDiT-Q puts together: SmoothQuant's scales, QuaRot's rotations."""
+
+from dither.recipes.entry import Entry
+from dither.spec import Act, Bits, Int
+from dither.stages import Assign, Clip, Ranges, Rotate, Rtn, Smooth, Stage
+
+__all__ = ["ENTRIES"]
+
+
+def _assign(bits: Bits) -> Assign:
+    """Per output channel, symmetric; activations dynamic per token; modulation linears weight-only, never under 4 bits."""
+    act = None if bits.act is None else Act(Int(bits.act))
+    return Assign(weight=Int(bits.weight), act=act, adaln=Int(max(bits.weight, 4)))
+
+
+def _rtn(bits: Bits) -> tuple[Stage, ...]:
+    return (_assign(bits), Rtn(), Ranges())
+
+
+def _rtn_clip(bits: Bits) -> tuple[Stage, ...]:
+    return (_assign(bits), Clip(), Rtn(), Ranges())
+
+
+def _smoothquant(bits: Bits) -> tuple[Stage, ...]:
+    return (Smooth(alpha=0.5), _assign(bits), Rtn(), Ranges())
+
+
+def _quarot(bits: Bits) -> tuple[Stage, ...]:
+    """Every rotation is online: nothing can be merged through adaLN, as QuaRot does in language models."""
+    return (Rotate(), _assign(bits), Rtn(), Ranges())
+
+
+ENTRIES = (
+    Entry(
+        "rtn",
+        "",
+        "Round to nearest, per channel; activations dynamic per token. The plain baseline.",
+        Bits(8, 8),
+        _rtn,
+    ),
+    Entry(
+        "rtn-clip",
+        "",
+        "rtn inside ranges searched for the least squared error.",
+        Bits(4, 8),
+        _rtn_clip,
+    ),
+    Entry(
+        "smoothquant",
+        "2211.10438",
+        "Channel scales folded into adaLN and V rows, then rtn: no cost when it runs.",
+        Bits(8, 8),
+        _smoothquant,
+    ),
+    Entry(
+        "quarot",
+        "2404.00456",
+        "Inputs and weights rotated by randomized Hadamard matrices, then rtn: no scales.",
+        Bits(4, 4),
+        _quarot,
+    ),
+)

@@ -1,0 +1,162 @@
+"""What was done to each linear of a model, and when: specs and the plan."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, TypeAlias
+
+from dither.errors import BadFormat
+from dither.spec.formats import Act, Format, Int, Nested
+
+__all__ = ["LinearSpec", "LowRank", "Plan", "Rotation", "Spec", "Timed", "View", "Views"]
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """A randomized Hadamard rotation of the input channels, ``x -> x diag(signs) H / sqrt(block)``, blockwise.
+
+    Args:
+        block: width of a block, ``K * 2^k`` with a known Hadamard matrix of order K; must divide the input width.
+        seed: of the signs, which are stored as well.
+    """
+
+    kind: ClassVar[str] = "rotation"
+    block: int
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A branch ``x A^T B^T`` beside the weight, on the scaled and rotated, unquantized input (arXiv 2409.07756).
+
+    Args:
+        rank: inner width R of A (R, K) and B (N, R).
+        weight: format of both factors; ``None`` keeps them in full precision.
+    """
+
+    kind: ClassVar[str] = "lowrank"
+    rank: int
+    weight: Format | None = None
+
+
+@dataclass(frozen=True)
+class LinearSpec:
+    """One quantized linear. ``None`` means full precision (weight, act) or absent (rotation).
+
+    Args:
+        weight: format of the weight (N, K).
+        act: format of the input (..., K).
+        pre_scale: rows of the table of online channel scales (0: none; 1; or one for each clock row).
+        rotation: rotation of the input after the scale; the stored weight is already rotated to match.
+        lowrank: a low-rank branch added to the output.
+    """
+
+    kind: ClassVar[str] = "linear"
+    weight: Format | None = None
+    act: Act | None = None
+    pre_scale: int = 0
+    rotation: Rotation | None = None
+    lowrank: LowRank | None = None
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Variants of one linear, of which one runs in each time group: precision that changes with the noise level.
+
+    Args:
+        variants: the specs.
+        select: for each row of the plan's clock, the index of the variant that runs.
+    """
+
+    kind: ClassVar[str] = "timed"
+    variants: tuple[LinearSpec, ...]
+    select: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.variants or any(not 0 <= i < len(self.variants) for i in self.select):
+            raise BadFormat(f"timed spec selects {self.select} among {len(self.variants)} variants")
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to run a linear whose weight is stored once.
+
+    Args:
+        bits: of the weight's codes that are read, from the highest: all of them or fewer.
+        act: how its input is quantized; ranges are found anew for each input, as they differ from view to view.
+    """
+
+    kind: ClassVar[str] = "view"
+    bits: int
+    act: Act | None = None
+
+    def __str__(self) -> str:
+        return f"{self.bits} bits, {self.act or 'full precision'}"
+
+
+@dataclass(frozen=True)
+class Views:
+    """One stored linear that runs at different widths in different time groups, its codes nested.
+
+    Args:
+        base: what is stored; its weight is an ``Int``, and its ``act`` that of the widest view.
+        views: the ways to run it.
+        select: for each row of the plan's clock, the index of the view that runs.
+    """
+
+    kind: ClassVar[str] = "views"
+    base: LinearSpec
+    views: tuple[View, ...]
+    select: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.base.weight, Int):
+            raise BadFormat(f"views of a weight stored as {self.base.weight or 'full precision'}: only integers nest")
+        if not self.views or any(not 0 <= i < len(self.views) for i in self.select):
+            raise BadFormat(f"views spec selects {self.select} among {len(self.views)} views")
+        for view in self.views:
+            if not 1 <= view.bits <= self.base.weight.bits:
+                raise BadFormat(f"a view of {view.bits} bits: {self.base.weight} holds 1 to {self.base.weight.bits}")
+        if any(act is not None and act.static for act in (self.base.act, *(v.act for v in self.views))):
+            raise BadFormat("views have dynamic activations only: a static table serves one width")
+
+    @property
+    def specs(self) -> tuple[LinearSpec, ...]:
+        """What each view computes, from the tensors of ``base``."""
+        whole = self.base.weight
+        assert isinstance(whole, Int)  # see __post_init__
+        return tuple(
+            replace(self.base, weight=whole if v.bits == whole.bits else Nested(whole, v.bits), act=v.act)
+            for v in self.views
+        )
+
+
+Spec: TypeAlias = LinearSpec | Timed | Views
+"""What a plan may say of a layer. A new kind is one class here and one builder in ``nn``."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was done to a model, stored with its checkpoint.
+
+    Args:
+        layers: layer name to spec.
+        time_edges: inner edges of the time groups, ascending in (0, 1), in normalized noise level (1 is pure noise).
+        branches: 1, or 2 when conditional and unconditional rows have tables of their own.
+    """
+
+    kind: ClassVar[str] = "plan"
+    layers: Mapping[str, Spec] = field(default_factory=dict)
+    time_edges: tuple[float, ...] = ()
+    branches: int = 1
+
+    def __post_init__(self) -> None:
+        edges = self.time_edges
+        if any(not 0 < e < 1 for e in edges) or list(edges) != sorted(set(edges)):
+            raise BadFormat(f"time edges {edges}: must ascend strictly inside (0, 1)")
+        if self.branches not in (1, 2):
+            raise BadFormat(f"{self.branches} branches: must be 1 or 2 (conditional, unconditional)")
+
+    @property
+    def rows(self) -> int:
+        """Rows of a full table: time groups times branches."""
+        return (len(self.time_edges) + 1) * self.branches

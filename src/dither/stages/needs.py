@@ -1,0 +1,62 @@
+"""What a job needs from outside: a store for what is finished, and a study that says how good pictures are."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from dither.errors import BadValue
+
+__all__ = ["MEASURED", "Store", "Study", "StudySettings", "no_study"]
+
+MEASURED = "sensitivity."
+"""How the names of measurements begin that a job keeps in its store; all other names are layers."""
+
+
+class Store(Protocol):
+    """Where finished layers and measurements are kept while a job runs, so that an interrupted one can go on."""
+
+    def get(self, name: str) -> Mapping[str, Tensor] | None:
+        """The stored tensors of a layer committed earlier (or of a measurement, see ``MEASURED``), or None."""
+
+    def put(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep the tensors of a layer or a measurement; atomic."""
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """Which pictures a study draws, and what judges them.
+
+    Args:
+        samples: pictures a drawing.
+        steps: of the sampler.
+        guidance: of the sampler.
+        judges: role to the name of what judges it, "" for the usual one. Roles that are not here are not judged.
+    """
+
+    samples: int = 16
+    steps: int = 10
+    guidance: float = 1.5
+    judges: Mapping[str, str] = field(default_factory=dict)
+
+
+class Study(Protocol):
+    """Draws pictures with the model as it now is, and holds them against those of full precision."""
+
+    @property
+    def metrics(self) -> Mapping[str, str]:
+        """Role -> what judges it, in words."""
+        ...
+
+    def begin(self) -> None:
+        """Draw what all losses are held against, with the model as it now is, unless that is done; it must still
+        compute what it did in full precision."""
+
+    def losses(self) -> Mapping[str, float]:
+        """``mse`` and a loss for each judged role, larger is worse and 0 is none, of the same labels and noise each time."""
+
+
+def no_study(settings: StudySettings) -> Study:
+    """A study where nothing can be drawn: BadValue."""
+    raise BadValue("mixed precision draws pictures to measure what each layer does to them: give it a pipeline")
