@@ -63,6 +63,7 @@ LINES = (
     Line("+ both, data-free scales", "vidit-q", ("smooth.data_free=true",)),
     Line("+ both, alpha searched", "vidit-q", (SEARCH, JUDGED), widths=ENDS),
     Line("+ scaling, 2 time ranges", "vidit-q-timed", widths=("w4a8",)),
+    Line("uniform, 5-bit weights", "vidit-q", ("assign.weight.bits=5", "assign.adaln.bits=5"), ("w4a8",)),
     Line("MP by time, codes nested", "vidit-q-mp", widths=NARROW),
     Line("MP by time, second banks", "vidit-q-mp", ("mixed.nested=false",), ("w4a8",)),
     Line("MP on the disk", "vidit-q-mp-stored", widths=("w4a8", "w4a4")),
@@ -70,7 +71,7 @@ LINES = (
     Line("rtn", "rtn", widths=ENDS),
     Line("smoothquant", "smoothquant"),
     Line("quarot", "quarot"),
-    Line("vidit-q-released", "vidit-q-released", widths=ENDS),
+    Line("vidit-q-released", "vidit-q-released", widths=("w8a8",)),
 )
 PAIRS = (
     ("dynamic per token", "static"),
@@ -87,6 +88,7 @@ PAIRS = (
     ("MP by time, codes nested", "MP by time, second banks"),
     ("MP on the disk", "+ both"),
     ("MP on the disk, integer program", "MP on the disk"),
+    ("MP on the disk, integer program", "uniform, 5-bit weights"),
 )
 """Lines whose difference is told with its interval: first minus second, picture by picture."""
 

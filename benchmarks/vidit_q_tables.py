@@ -88,7 +88,7 @@ def mixed() -> str:
         if not any(r["switch"].startswith("MP") for r in mine):
             continue
         for row in mine:
-            if row["switch"] != "+ both" and not row["switch"].startswith("MP"):
+            if row["switch"] != "+ both" and not row["switch"].startswith(("MP", "uniform")):
                 continue
             size, psnr = row["size"], row["psnr_db"]
             acts = size["running_bits_per_activation"]

@@ -28,7 +28,7 @@ from dither.store import FolderStore
 
 __all__ = ["Pictures", "full_precision", "measure", "numbers"]
 
-SPENT = {"mixed": ("weight", "act", "stored"), "integer-program": ("weight", "act", "stored")}
+SPENT = {"mixed": ("weight", "act"), "integer-program": ("weight", "act")}
 """Fields of a stage that say how measurements are used, and not what is measured."""
 
 Evaluate = Callable[[Path, Asked, "Pictures", Path], dict[str, Any]]

@@ -59,6 +59,17 @@ def _widths(bits: int | None) -> tuple[int, ...]:
     return (4, 6, 8) if bits is None or bits >= 4 else (bits, 4, 6, 8)
 
 
+def _ranges(bits: Bits) -> int:
+    """Of the noise level, where weights have one width at all times: quarters for activations, if those are mixed."""
+    return 1 if _average(bits.act) is None else 4
+
+
+def _near(bits: int | None) -> tuple[int, ...]:
+    """Every width from one below the one asked for to two above it, and 8: any of them packs as well as 4, 6 and 8."""
+    around = () if bits is None else range(max(bits - 1, 1), min(bits + 2, 8) + 1)
+    return (*(b for b in around if b < 8), 8)
+
+
 def _budget(bits: Bits) -> tuple[float | None, float | None, tuple[int, ...], tuple[int, ...]]:
     """The first fields of the stages that spend it: averages and widths, of weights and of activations."""
     return _average(bits.weight), _average(bits.act), _widths(bits.weight), _widths(bits.act)
@@ -76,12 +87,14 @@ def _vidit_q_mp(bits: Bits) -> tuple[Stage, ...]:
 
 def _vidit_q_mp_stored(bits: Bits) -> tuple[Stage, ...]:
     """The budget is what lies on the disk: a weight has one width at all times. Activations still change over time."""
-    return _allocated(bits, Mixed(*_budget(bits), stored=True))
+    return _allocated(bits, Mixed(*_budget(bits), ranges=_ranges(bits), stored=True))
 
 
 def _vidit_q_ilp(bits: Bits) -> tuple[Stage, ...]:
-    """The same budget as ``vidit-q-mp-stored``, spent on the exact optimum of one proxy for all roles."""
-    return _allocated(bits, Program(*_budget(bits), stored=True))
+    """The same budget as ``vidit-q-mp-stored``, spent on the exact optimum of one proxy for all roles, in steps of a bit."""
+    widths = _near(bits.weight), _near(bits.act)
+    averages = _average(bits.weight), _average(bits.act)
+    return _allocated(bits, Program(*averages, *widths, ranges=_ranges(bits), stored=True))
 
 
 def _vidit_q_timed(bits: Bits) -> tuple[Stage, ...]:
