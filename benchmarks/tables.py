@@ -146,9 +146,9 @@ def ratio(found: Mapping[str, float]) -> str:
     return f"{found['median']:.2f} [{found['q25']:.2f}, {found['q75']:.2f}]"
 
 
-def xl() -> str:
+def xl(name: str) -> str:
     """Minutes, memory and bytes at full size."""
-    data = result("xl")
+    data = result(name)
     lines = []
     for row in data["rows"]:
         made, loaded = row["quantize"], row["load"]
@@ -183,7 +183,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "quality": lambda: quality(result("quality")),
     "switches": lambda: switches(result("quality")),
     "speed": speed,
-    "xl": xl,
+    "xl": lambda: xl("xl"),
+    "xl-vidit-q": lambda: xl("xl_vidit_q"),
     **evaluation_tables.TABLES,
     **vidit_q_tables.TABLES,
 }

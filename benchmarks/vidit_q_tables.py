@@ -111,8 +111,64 @@ def mixed() -> str:
     )
 
 
+def rotation() -> str:
+    """A line a layer: how many times the plain layer's time each transform makes of it."""
+    data = result("rotation")
+    transforms = list(dict.fromkeys(name for row in data["rows"] for name in row["times_plain"]))
+    lines = []
+    for row in data["rows"]:
+        cells = [_times(row["times_plain"].get(name)) for name in transforms]
+        lines.append([row["layers"], row["bits"].upper(), str(row["tokens"]), *cells])
+    return table(["layer", "bits", "tokens", *transforms], lines) + (
+        f"\nTimes of the layer without transforms, median [quartiles]: {data['method']}. {data['layers']}. {data['cpu']}, "
+        f"{data['threads']} threads. Goal: at most {data['goal']['times_plain']}.\n"
+    )
+
+
+def _times(found: Result | None) -> str:
+    return "" if found is None else f"{found['median']:.2f} [{found['q25']:.2f}, {found['q75']:.2f}]"
+
+
+def nested() -> str:
+    """A line a grid, a column a narrow width."""
+    data = result("nested")
+    rows = {(r["symmetric"], r["bits"]): r for r in data["rows"]}
+    widths = list(dict.fromkeys(bits for _, bits in rows))
+    lines = []
+    for symmetric in dict.fromkeys(s for s, _ in rows):
+        grid = "symmetric" if symmetric else "asymmetric"
+        for side, what in (("narrow", "read narrow"), ("wide", f"read at {data['wide']} bits")):
+            lines.append([grid, what, *(f"{rows[symmetric, b][f'{side}_error_ratio']:.2f}" for b in widths)])
+    stored = [f"{rows[False, b]['code_bits_nested']} instead of {rows[False, b]['code_bits_banks']}" for b in widths]
+    lines.append(["code bits stored", "", *stored])
+    return table(["grid", "", *(f"{data['wide']} and {b} bits" for b in widths)], lines) + (
+        f"\nSquared error over that of a bank of the same width alone: median over the {data['layers']} linears of "
+        f"`{data['model']}`.\n"
+    )
+
+
+def data_free() -> str:
+    """A line a model and kind of site, a column a block."""
+    data = result("data_free")
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in data["rows"]:
+        _, _, site = row["site"].split(".")
+        found.setdefault((row["model"], site), []).append(f"{row['correlation']:.2f}")
+    blocks = max(map(len, found.values()))
+    lines = [[f"`{model}`", SITES.get(site, site), *cells] for (model, site), cells in found.items()]
+    return table(["model", "input of", *(f"block {i}" for i in range(blocks))], lines) + (
+        "\nCorrelation over channels of the logarithms of measured and computed peaks; "
+        f"{data['calibration']['samples']} calibration pictures.\n"
+    )
+
+
+SITES = {"norm1": "q, k, v", "norm3": "fc1"}
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "vidit-q": components,
     "vidit-q-differences": differences,
     "vidit-q-mixed": mixed,
+    "rotation": rotation,
+    "nested": nested,
+    "data-free": data_free,
 }

@@ -8,6 +8,7 @@ counted (``ru_maxrss``): everything resident, Python, torch and mapped files inc
 
 import argparse
 import json
+import shlex
 import shutil
 import sys
 import tempfile
@@ -29,10 +30,10 @@ RUNS: tuple[tuple[str, str, str, tuple[str, ...] | None], ...] = (
     ("facebook", "w4a8", "rtn", ()),
     ("diffusers", "w8a8", "smoothquant", CALIBRATION),
     ("diffusers", "w4a8", "vidit-q", CALIBRATION),
-    ("diffusers", "w4a8", "vidit-q", OWN_CALLS),
     ("pixart", "w4a8", "vidit-q", OWN_CALLS),
 )
 QUANTIZE_GOAL, LOAD_GOAL = 1.5, 0.5
+BLOCKS = 28
 CLI = "from dither.cli import main; main()"
 STEPS = "benchmarks.xl_steps"
 
@@ -41,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, help="folder for about 7 GB of files; a temporary one by default")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--blocks", type=int, default=28, help="fewer, to try the script")
+    parser.add_argument("--blocks", type=int, default=BLOCKS, help="fewer, to try the script")
     parser.add_argument("--only", help="run only rows whose 'layout bits recipe' contains this")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "xl.json")
     given = parser.parse_args()
@@ -52,7 +53,17 @@ def main() -> None:
         result = measure(work, given.threads, given.blocks, given.only or "")
     finally:
         shutil.rmtree(work)
-    write_result(given.output, {**environment("python -m benchmarks.xl", given.threads), **result})
+    write_result(given.output, {**environment(command(given), given.threads), **result})
+
+
+def command(given: argparse.Namespace) -> str:
+    """What repeats this result."""
+    words = ["python", "-m", "benchmarks.xl"]
+    if given.only:
+        words += ["--only", given.only]
+    if given.blocks != BLOCKS:
+        words += ["--blocks", str(given.blocks)]
+    return shlex.join(words)
 
 
 def measure(work: Path, threads: int, blocks: int, only: str) -> dict[str, Any]:

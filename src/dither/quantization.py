@@ -28,7 +28,16 @@ from dither.spec import Recipe
 from dither.stages import Job, Phase, Store, Study, StudySettings, stages_of
 from dither.study import study_of
 
-__all__ = ["Calibration", "denoiser_of", "plan_ahead", "quantize", "resolve_recipe", "sample_seeds", "stored_as"]
+__all__ = [
+    "Calibration",
+    "calibration_calls",
+    "denoiser_of",
+    "plan_ahead",
+    "quantize",
+    "resolve_recipe",
+    "sample_seeds",
+    "stored_as",
+]
 
 Target = TypeVar("Target")
 _DENOISERS = ("transformer", "unet")
@@ -121,7 +130,7 @@ def quantize(
     _check_ready(model)
     plan_ahead(target, found, seed)  # a format that does not fit is refused before anything is changed
     how = calibration or Calibration()
-    job = Job(model, adapter_for(model), found.bits, seed, _recorder(target, run, how, seed), store)
+    job = Job(model, adapter_for(model), found.bits, seed, calibration_calls(target, how, seed, run), store)
     if isinstance(target, DiffusionPipeline):
         job.study = partial(_studied, target, how, seed)
     job.progress = _returning_memory(progress or job.progress)
@@ -196,9 +205,10 @@ def _returning_memory(progress: Callable[[str, int, int], None]) -> Callable[[st
     return report
 
 
-def _recorder(
-    target: Any, run: Callable[[], object] | None, how: Calibration, seed: int
+def calibration_calls(
+    target: Any, how: Calibration, seed: int, run: Callable[[], object] | None = None
 ) -> Callable[[], tuple[Call, ...]]:
+    """What records the denoiser calls of calibration pictures, or those of ``run``, when it is called."""
     model = denoiser_of(target)
 
     def draw() -> None:
