@@ -162,6 +162,24 @@ def data_free() -> str:
     )
 
 
+def luck() -> str:
+    """A line a recipe, a column a seed."""
+    data = result("luck")
+    lines = [
+        [
+            f"`{data['model']}`",
+            row["run"],
+            *(f"{v:.1f}" for v in row["psnr_db"]),
+            f"{row['mean']:.1f} ± {row['sd']:.1f}",
+        ]
+        for row in data["rows"]
+    ]
+    seeds = [f"seed {seed}" for seed in data["quantize_seeds"]]
+    return table(["model", data["bits"].upper(), *seeds, "mean ± standard deviation"], lines) + (
+        f"\nPSNR in dB on the same {data['n']} pictures, {data['steps']} steps.\n"
+    )
+
+
 SITES = {"norm1": "q, k, v", "norm3": "fc1"}
 
 TABLES: Mapping[str, Callable[[], str]] = {
@@ -169,6 +187,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "vidit-q-differences": differences,
     "vidit-q-mixed": mixed,
     "rotation": rotation,
+    "luck": luck,
     "nested": nested,
     "data-free": data_free,
 }
