@@ -233,7 +233,8 @@ class Job:
         variants = []
         for i, variant in enumerate(spec.variants):
             mine = {k.partition(".")[2]: v for k, v in kept.items() if k.partition(".")[0] == str(i)}
-            variants.append(_filled(name, old, variant, {**_online(old), **_buffers(mine)}, self.clock, None))
+            shared = {k: v.clone() for k, v in _online(old).items()}  # files of weights refuse tensors of two names
+            variants.append(_filled(name, old, variant, {**shared, **_buffers(mine)}, self.clock, None))
         put(self.model, name, TimedLinear(variants, spec.select, old.bias, self.clock).train(old.training))
         self.specs.pop(name, None)
         self.timed[name] = spec
