@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.special import log_softmax
 from torch import Tensor
 
 from dither.errors import BadValue
@@ -125,10 +126,8 @@ class Likelihood:
             raise BadValue(f"'{self.name}' classifies nothing, so it cannot judge whether pictures show their class")
         if max(self.labels) >= logits.shape[1]:
             raise BadValue(f"'{self.name}' knows {logits.shape[1]} classes, and class {max(self.labels)} is drawn")
-        x = np.asarray(logits, dtype=np.float64)
-        x = x - x.max(1, keepdims=True)
-        logs = x - np.log(np.exp(x).sum(1, keepdims=True))  # (N, K)
-        return np.asarray(logs[np.arange(len(x)), list(self.labels)].clip(min=LEAST_LOG))
+        logs = log_softmax(np.asarray(logits, dtype=np.float64), axis=1)  # (N, K)
+        return np.asarray(logs[np.arange(len(logs)), list(self.labels)].clip(min=LEAST_LOG))
 
     def loss(self, seen: Float64, full: Float64) -> float:
         """Mean absolute difference."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dither.errors import BadValue
 from dither.models.base import Call
 
-__all__ = ["argument", "latents_in", "replace_first", "to_batch"]
+__all__ = ["argument", "latents_in", "level_in", "replace_first", "to_batch"]
 
 
 def argument(call: Call, name: str, position: int) -> Any:
@@ -25,6 +25,14 @@ def latents_in(model: nn.Module, call: Call) -> Tensor:
     if not isinstance(state, Tensor) or state.ndim != 4:
         raise BadValue(f"A call of {type(model).__name__} came without hidden_states (B, C, H, W).")
     return state
+
+
+def level_in(model: nn.Module, call: Call, position: int, training_steps: int) -> Tensor:
+    """``timestep / training_steps`` of each sample of a call of an image denoiser, (B,); ``position`` is the timestep's."""
+    timestep = argument(call, "timestep", position)
+    if timestep is None:
+        raise BadValue(f"A call of {type(model).__name__} came without a timestep.")
+    return to_batch(timestep, len(latents_in(model, call))).div(training_steps).clamp(0, 1)
 
 
 def to_batch(value: Any, batch: int) -> Tensor:

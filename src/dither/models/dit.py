@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dither.errors import BadValue
 from dither.models.base import AdaLN, Call, Layer, Rows, Site, linear_at
-from dither.models.calls import argument, latents_in, replace_first, to_batch
+from dither.models.calls import argument, latents_in, level_in, replace_first, to_batch
 from dither.models.linears import Rule, layer_by_rule, linears_of, need, stack_of
 
 __all__ = ["DiT", "LabelModulation"]
@@ -63,10 +63,7 @@ class DiT:
 
     def noise_level(self, model: nn.Module, call: Call) -> Tensor:
         """``timestep / 1000``, (B,)."""
-        timestep = argument(call, "timestep", 1)
-        if timestep is None:
-            raise BadValue(f"A call of {type(model).__name__} came without a timestep.")
-        return to_batch(timestep, len(latents_in(model, call))).div(TRAINING_STEPS).clamp(0, 1)
+        return level_in(model, call, 1, TRAINING_STEPS)
 
     def branch(self, model: nn.Module, call: Call) -> Tensor:
         """1 where the label is the null class, which is the number of classes; (B,)."""

@@ -21,9 +21,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from dither.errors import BadValue
 from dither.models.base import Call, Layer, Rows, Site
-from dither.models.calls import argument, latents_in, replace_first, to_batch
+from dither.models.calls import latents_in, level_in, replace_first
 from dither.models.linears import Rule, layer_by_rule, linears_of, need, stack_of
 
 __all__ = ["PixArt", "TableModulation"]
@@ -72,10 +71,7 @@ class PixArt:
 
     def noise_level(self, model: nn.Module, call: Call) -> Tensor:
         """``timestep / 1000``, (B,)."""
-        timestep = argument(call, "timestep", 2)
-        if timestep is None:
-            raise BadValue(f"A call of {type(model).__name__} came without a timestep.")
-        return to_batch(timestep, len(latents_in(model, call))).div(TRAINING_STEPS).clamp(0, 1)
+        return level_in(model, call, 2, TRAINING_STEPS)
 
     def branch(self, model: nn.Module, call: Call) -> Tensor:
         """Zeros (B,): an unconditional row differs by its prompt alone, and a negative prompt may be any."""

@@ -120,11 +120,16 @@ def _factors(n: int) -> tuple[Tensor, Tensor]:
 
     Fresh tensors each time: what is made in inference mode and kept could not serve training later.
     """
+    outer, inner = _split(n)
+    return torch.from_numpy(outer.copy()), torch.from_numpy(inner.copy())
+
+
+@lru_cache(maxsize=64)
+def _split(n: int) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int8]]:
+    """H_a and H_b, made once: every call of a rotated layer asks for them."""
     order, power = hadamard_order(n)
     inner = min((1 << k for k in range(power.bit_length())), key=lambda b: (n // b + b, b))
-    return torch.from_numpy(np.kron(_paley(order), _sylvester(power // inner))), torch.from_numpy(
-        _sylvester(inner).copy()
-    )
+    return np.kron(_paley(order), _sylvester(power // inner)), _sylvester(inner)
 
 
 @lru_cache(maxsize=256)

@@ -10,6 +10,7 @@ from typing import ClassVar
 from dither.errors import BadRecipe
 from dither.spec import Act, Format, LinearSpec
 from dither.stages.base import Job, Phase
+from dither.stages.channels import equal_edges
 from dither.stages.incoherence import named
 
 __all__ = ["Assign"]
@@ -48,7 +49,7 @@ class Assign:
         if self.branches not in (1, 2):
             raise BadRecipe(f"assign.branches {self.branches}: must be 1 or 2 (conditional, unconditional)")
         if self.time_groups * self.branches > 1:
-            job.set_clock(tuple(i / self.time_groups for i in range(1, self.time_groups)), self.branches)
+            job.set_clock(equal_edges(self.time_groups), self.branches)
         rows = self.time_groups * self.branches
         table = None if self.act is None else replace(self.act, rows=rows if self.act.static else 1)
         for layer in job.layers.values():

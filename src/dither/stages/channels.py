@@ -12,7 +12,7 @@ from dither.models.base import Modulation, Site
 from dither.stages.base import Job
 from dither.stages.data_free import levels_between, modulated_peaks, modulated_tokens
 
-__all__ = ["Channels", "Source", "Times"]
+__all__ = ["Channels", "Source", "Times", "check_edges", "equal_edges"]
 
 MOST_LEVELS = 1000
 
@@ -40,10 +40,35 @@ class Times:
         groups = (0.0, *job.time_edges)
         return cls(edges, tuple(sum(e <= low for e in edges) for low in groups for _ in range(job.branches)))
 
+    @classmethod
+    def on_clock(cls, job: Job, field: str, edges: tuple[float, ...]) -> "Times":
+        """``cut``, with the job's clock cut here unless another stage has cut it.
+
+        BadRecipe names the stage's field if one of the edges is none of the clock's.
+        """
+        if not job.time_edges and job.branches == 1:
+            job.set_clock(edges, 1)
+        check_edges(job, field, edges)
+        return cls.cut(job, edges)
+
     @property
     def bounds(self) -> tuple[tuple[float, float], ...]:
         """Low and high end of each range."""
         return tuple(zip((0.0, *self.edges), (*self.edges, 1.0), strict=True))
+
+
+def check_edges(job: Job, field: str, edges: tuple[float, ...]) -> None:
+    """BadRecipe names an edge that is none of the time groups', into which another stage has cut the job's clock."""
+    if other := set(edges) - set(job.time_edges):
+        raise BadRecipe(
+            f"{field}: {min(other):g} is not an edge of the time groups {[round(e, 4) for e in job.time_edges]} that "
+            "another stage asks for"
+        )
+
+
+def equal_edges(count: int) -> tuple[float, ...]:
+    """Inner edges of this many equal parts of the noise level."""
+    return tuple(i / count for i in range(1, count))
 
 
 @dataclass(frozen=True)

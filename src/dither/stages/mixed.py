@@ -20,7 +20,7 @@ from dither.errors import BadRecipe
 from dither.stages.base import Job, Phase, StudySettings
 from dither.stages.budget import average_of, expected, greedy
 from dither.stages.roles import ROLES
-from dither.stages.widths import Asked, Side
+from dither.stages.widths import Asked, Side, check_drawing
 
 __all__ = ["Mixed"]
 
@@ -85,10 +85,3 @@ class Mixed:
             found = {"average": average_of(known.items, chosen), "expected": expected(known.items, chosen)}
             job.note(self.tag, {"judges": dict(study.metrics), known.side: found})
         asked.settle(job, solutions)
-
-
-def check_drawing(tag: str, samples: int, steps: int) -> None:
-    """BadRecipe names the field of a drawing that makes no sense."""
-    for field, value in (("samples", samples), ("steps", steps)):
-        if value < 1:
-            raise BadRecipe(f"{tag}.{field} {value}: must be at least 1")

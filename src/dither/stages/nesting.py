@@ -15,14 +15,15 @@ that of the narrowest width, b' with scale s' and zero z', of which D bits are u
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from dither.numerics import code_bounds, decode, dynamic_grid, encode, encode_int, grouped, pack_int
-from dither.spec import Format, Int, Nested
+from dither.spec import Format, Int, LinearSpec, Nested, View, Views
 
-__all__ = ["encode_for", "rounded"]
+__all__ = ["encode_for", "rounded", "views_of"]
 
 
 def encode_for(
@@ -49,6 +50,19 @@ def rounded(w: Tensor, fmt: Format) -> Tensor:
     shape = (w.shape[0], w.shape[1])
     tensors = encode_for(w, fmt.whole, (fmt.bits,)) if isinstance(fmt, Nested) else encode(w, fmt)
     return decode(tensors, fmt, shape)
+
+
+def views_of(runs: Sequence[LinearSpec]) -> Views:
+    """One stored weight, at its widest, for specs that run in the rows of a clock and differ in widths alone.
+
+    Args:
+        runs: with ``Int`` weights, one for each row.
+    """
+    kinds = tuple(dict.fromkeys(runs))
+    views = tuple(View(cast(Int, s.weight).bits, s.act) for s in kinds)
+    base = max(kinds, key=lambda s: cast(Int, s.weight).bits)
+    act = max((s.act for s in kinds if s.act), key=lambda a: a.grid.bits, default=None)
+    return Views(replace(base, act=act), views, tuple(map(kinds.index, runs)))
 
 
 def _grid(w: Tensor, fmt: Int, bits: int) -> tuple[Tensor, Tensor | None]:

@@ -12,8 +12,7 @@ from typing import ClassVar
 from dither.errors import BadRecipe
 from dither.stages.base import Job, Phase, StudySettings
 from dither.stages.budget import average_of, expected, optimum
-from dither.stages.mixed import check_drawing
-from dither.stages.widths import Asked, Side
+from dither.stages.widths import Asked, Side, check_drawing
 
 __all__ = ["Program"]
 

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dither.clock import Clock
 from dither.errors import BadValue
 from dither.models.base import Call
 from dither.nn import QLinear
@@ -55,16 +56,15 @@ class _Now:
 
     def __init__(self) -> None:
         self.level = torch.zeros(1)
-        self.where: tuple[Sequence[float], int] | None = None
+        self.where: tuple[Clock, int] | None = None
         self.answers: dict[bytes, Any] = {}
 
     def inside(self) -> Tensor:
         """Whether each sample's noise level lies in the range that is changed, (B,)."""
-        level = self.level.float()
         if self.where is None:
-            return torch.zeros_like(level, dtype=torch.bool)
-        edges, index = self.where
-        return torch.bucketize(level, torch.tensor(edges, device=level.device), right=True) == index
+            return torch.zeros_like(self.level, dtype=torch.bool)
+        ranges, index = self.where
+        return ranges.rows_at(self.level, torch.zeros_like(self.level)) == index
 
     def answer(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """What the model answers. Calls of full precision are remembered, and not computed again."""
@@ -94,11 +94,11 @@ def measure(
         BadValue: pictures of a variant hold NaN or infinity.
     """
     todo = [(unit, i, variant) for unit, variants in units for i in range(len(edges) + 1) for variant in variants]
-    found = {}
+    found, ranges = {}, Clock(tuple(edges))
     with _watched(job) as now:
         for done, (unit, i, variant) in enumerate(todo):
             job.progress("measuring sensitivity", done, len(todo))
-            make = partial(_drawn, job, study, unit, (edges, i), variant, now)
+            make = partial(_drawn, job, study, unit, (ranges, i), variant, now)
             found[unit.name, i, variant.name] = job.measured(f"{unit.name}.{i}.{variant.name}", make)
     if todo:
         job.progress("measuring sensitivity", len(todo), len(todo))
@@ -106,7 +106,7 @@ def measure(
 
 
 def _drawn(
-    job: Job, study: Study, unit: Unit, where: tuple[Sequence[float], int], variant: Variant, now: _Now
+    job: Job, study: Study, unit: Unit, where: tuple[Clock, int], variant: Variant, now: _Now
 ) -> Mapping[str, float]:
     study.begin()
     twins = {name: job.imitation(name, variant.weight(name), variant.act(name)) for name in unit.layers}

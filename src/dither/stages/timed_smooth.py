@@ -72,7 +72,7 @@ class TimedSmooth:
         source = Source(self.tag, self.data_free, self.calibrate, self.levels, self.rows if self.search else 0)
         source.check()
         sites = self._sites(job)
-        times = self._times(job)
+        times = Times.on_clock(job, "timed-smooth.edges", self.edges)
         found = source.gather(job, list(sites.values()), times)
         for i, (name, channels) in enumerate(found.items()):
             readers = sites[name].readers
@@ -114,17 +114,6 @@ class TimedSmooth:
         if not found:
             raise BadRecipe(f"timed-smooth.only '{self.only}' finds no layer that is to be quantized and can be scaled")
         return found
-
-    def _times(self, job: Job) -> Times:
-        """The ranges on the job's clock, which is set here unless static activation tables have set it."""
-        if not job.time_edges and job.branches == 1:
-            job.set_clock(self.edges, 1)
-        if other := set(self.edges) - set(job.time_edges):
-            raise BadRecipe(
-                f"timed-smooth.edges: {min(other):g} is not an edge of the time groups {list(job.time_edges)} that "
-                "another stage asks for"
-            )
-        return Times.cut(job, self.edges)
 
     def _scales(self, job: Job, readers: Sequence[str], channels: Channels, alphas: tuple[float, ...]) -> Tensor:
         """s (R, K)."""

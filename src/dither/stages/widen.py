@@ -15,10 +15,11 @@ from typing import ClassVar, cast
 
 from dither.errors import BadRecipe
 from dither.models.base import Layer
-from dither.spec import Format, Int, LinearSpec, Timed, View, Views
+from dither.spec import Format, Int, LinearSpec, Timed, Views
 from dither.stages.base import Job, Phase
-from dither.stages.channels import Times
+from dither.stages.channels import Times, equal_edges
 from dither.stages.incoherence import named
+from dither.stages.nesting import views_of
 
 __all__ = ["Widen"]
 
@@ -100,15 +101,7 @@ class Widen:
         """The ranges on the job's clock, which is set here unless another stage has cut it finer."""
         if len(set(self.at)) in (0, self.ranges):
             return Times.whole(job)
-        edges = tuple(i / self.ranges for i in range(1, self.ranges))
-        if not job.time_edges:
-            job.set_clock(edges, job.branches)
-        if other := set(edges) - set(job.time_edges):
-            raise BadRecipe(
-                f"widen.ranges {self.ranges}: {min(other):g} is not an edge of the time groups {list(job.time_edges)} that "
-                "another stage asks for"
-            )
-        return Times.cut(job, edges)
+        return Times.on_clock(job, f"widen.ranges {self.ranges}", equal_edges(self.ranges))
 
     def __str__(self) -> str:
         """What chooses the layers, for messages."""
@@ -167,7 +160,4 @@ def _views(name: str, runs: Sequence[LinearSpec]) -> Views:
         raise BadRecipe(
             f"widen.at: layer '{name}' has static activations, whose ranges serve one width; widen it always"
         )
-    different = list(dict.fromkeys(runs))
-    views = tuple(View(cast(Int, r.weight).bits, r.act) for r in different)
-    base = max(different, key=lambda r: (cast(Int, r.weight).bits, 0 if r.act is None else r.act.grid.bits))
-    return Views(base, views, tuple(different.index(r) for r in runs))
+    return views_of(runs)

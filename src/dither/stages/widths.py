@@ -17,14 +17,15 @@ from typing import Literal, TypeAlias
 
 from dither.errors import BadRecipe
 from dither.models.base import Layer, linear_at
-from dither.spec import Act, Format, Int, LinearSpec, Nested, Timed, View, Views
+from dither.spec import Act, Format, Int, LinearSpec, Nested, Timed
 from dither.stages.base import Job, Study
 from dither.stages.budget import Item, check_average
-from dither.stages.channels import Times
+from dither.stages.channels import Times, check_edges, equal_edges
+from dither.stages.nesting import views_of
 from dither.stages.roles import Unit, units_of
 from dither.stages.sensitivity import Losses, Variant, measure
 
-__all__ = ["SIDES", "Asked", "Problem", "Side", "Solution"]
+__all__ = ["SIDES", "Asked", "Problem", "Side", "Solution", "check_drawing"]
 
 Side: TypeAlias = Literal["weight", "act"]
 SIDES: tuple[Side, ...] = ("weight", "act")
@@ -67,7 +68,7 @@ class Asked:
     @property
     def edges(self) -> tuple[float, ...]:
         """Inner edges of the time ranges."""
-        return tuple(i / self.ranges for i in range(1, self.ranges))
+        return equal_edges(self.ranges)
 
     @property
     def sides(self) -> tuple[Side, ...]:
@@ -118,12 +119,8 @@ class Asked:
                 raise BadRecipe(f"{self.tag}.{side}_widths {list(widths)}: must ascend from at least 1 to at most 8")
         if not 1 <= self.ranges <= MOST_RANGES:
             raise BadRecipe(f"{self.tag}.ranges {self.ranges}: must be 1 to {MOST_RANGES}")
-        have = (job.time_edges, job.branches)
-        if have != ((), 1) and (other := set(self.edges) - set(job.time_edges)):
-            raise BadRecipe(
-                f"{self.tag}.ranges {self.ranges}: {min(other):g} is not an edge of the time groups "
-                f"{[round(e, 4) for e in job.time_edges]} that another stage asks for"
-            )
+        if (job.time_edges, job.branches) != ((), 1):
+            check_edges(job, f"{self.tag}.ranges {self.ranges}", self.edges)
 
     def _problem(self, job: Job, side: Side) -> Problem:
         average, whole = self.averages[side], self.stored and side == "weight"
@@ -210,15 +207,18 @@ class Asked:
         if len(kinds) == 1:
             job.promise(name, kinds[0])
             return
-        select = tuple(kinds.index(specs[r]) for r in Times.cut(job, self.edges).select)
-        widest = max(_bits(s, "weight") for s in kinds)
-        if not self.nested and any(_bits(s, "weight") < widest for s in kinds):
-            job.vary(name, Timed(kinds, select))
-            return
-        base = max(kinds, key=lambda s: (_bits(s, "weight"), _bits(s, "act") if s.act else 0))
-        act = max((s.act for s in kinds if s.act), key=lambda a: a.grid.bits, default=None)
-        views = tuple(View(_bits(s, "weight"), s.act) for s in kinds)
-        job.vary(name, Views(replace(base, act=act), views, select))
+        runs = [specs[r] for r in Times.cut(job, self.edges).select]
+        if self.nested or len({_bits(s, "weight") for s in kinds}) == 1:
+            job.vary(name, views_of(runs))
+        else:
+            job.vary(name, Timed(kinds, tuple(map(kinds.index, runs))))
+
+
+def check_drawing(tag: str, samples: int, steps: int) -> None:
+    """BadRecipe names the field of a drawing that makes no sense."""
+    for field, value in (("samples", samples), ("steps", steps)):
+        if value < 1:
+            raise BadRecipe(f"{tag}.{field} {value}: must be at least 1")
 
 
 def _filled(item: Item, losses: Sequence[Sequence[Losses]]) -> Item:
