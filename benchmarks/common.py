@@ -5,9 +5,11 @@ round in another order, and only ratios within a round are compared. Nothing her
 has touched before ``exec`` counts into its child's peak.
 """
 
+import argparse
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -37,6 +39,16 @@ def environment(command: str, threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
     }
+
+
+def command_of(module: str, given: argparse.Namespace, usual: argparse.Namespace, names: Sequence[str]) -> str:
+    """What repeats a result: of these options, the ones that are not as usual."""
+    words = ["python", "-m", module]
+    for name in names:
+        if (value := getattr(given, name)) != getattr(usual, name):
+            values = value if isinstance(value, list) else [value]
+            words += [f"-{name}" if len(name) == 1 else f"--{name}", *map(str, values)]
+    return shlex.join(words)
 
 
 def cpu_model() -> str:

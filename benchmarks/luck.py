@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import dither
-from benchmarks.common import RESULTS, environment, write_result
+from benchmarks.common import RESULTS, command_of, environment, write_result
 from benchmarks.quality.row import Pictures
 from benchmarks.vidit_q import JUDGED, SEARCH
 from dither.inspection import stored_dtype
@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("-n", type=int, default=64, help="pictures a run")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "luck.json")
-    given = parser.parse_args()
+    given, usual = parser.parse_args(), parser.parse_args([])
     torch.set_num_threads(given.threads)
     pictures = Pictures(n=given.n, steps=10)
     rows = []
@@ -50,7 +50,10 @@ def main() -> int:
             )
             sys.stderr.write(f"{name}: {values}\n")
     asked = {"model": MODEL, "bits": BITS, "quantize_seeds": list(range(SEEDS)), **asdict(pictures)}
-    write_result(given.output, {**environment("python -m benchmarks.luck", given.threads), **asked, "rows": rows})
+    write_result(
+        given.output,
+        {**environment(command_of("benchmarks.luck", given, usual, ("n",)), given.threads), **asked, "rows": rows},
+    )
     return 0
 
 

@@ -29,6 +29,32 @@ def interval(ends: Sequence[float], digits: int) -> str:
     return f"[{low:.{digits}f}, {high:.{digits}f}]"
 
 
+def ratio(found: Mapping[str, float]) -> str:
+    """Median and quartiles."""
+    return f"{found['median']:.2f} [{found['q25']:.2f}, {found['q75']:.2f}]"
+
+
+def floors(rows: Iterable[Result]) -> str:
+    """What full precision itself shows, of the rows that are full precision's."""
+    return "; ".join(
+        f"`{row['model']}` {row['psnr_db']['other_batch_size']:.1f} dB in another batch size, "
+        f"{row['psnr_db']['other_seeds']:.1f} dB with other seeds, for which an FD of {row['fd']['noise_floor']:.2f} is "
+        "expected"
+        for row in rows
+        if not row["bits"]
+    )
+
+
+def psnr_of(row: Result) -> str:
+    """Mean and interval in dB."""
+    return f"{row['psnr_db']['mean']:.1f} {interval(row['psnr_db']['ci95'], 1)}"
+
+
+def distance_of(row: Result) -> str:
+    """FD to full precision with its standard error."""
+    return with_error({"value": row["fd"]["to_full_precision"], "se": row["fd"]["to_full_precision_se"]})
+
+
 def percent(share: float) -> str:
     """A share without decimals; 100 only where it is 1."""
     return f"{min(round(100 * share), 99) if share < 1 else 100} %"

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common import RESULTS, by_turns, environment, milliseconds, speedup, write_result
+from benchmarks.common import RESULTS, by_turns, command_of, environment, milliseconds, speedup, write_result
 from dither.kernels import named
 from dither.nn import Clock, QLinear
 from dither.numerics import encode, random_signs, rotate
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--rows", type=int, nargs="+", default=[512, 2048], help="tokens")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "rotation.json")
-    given = parser.parse_args()
+    given, usual = parser.parse_args(), parser.parse_args([])
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     with torch.no_grad():
@@ -80,7 +80,10 @@ def main() -> None:
         "goal": {"times_plain": GOAL},
         "rows": rows,
     }
-    write_result(given.output, {**environment("python -m benchmarks.rotation", given.threads), **result})
+    write_result(
+        given.output,
+        {**environment(command_of("benchmarks.rotation", given, usual, ("rounds", "rows")), given.threads), **result},
+    )
 
 
 def measure(token_counts: Sequence[int], rounds: int) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import evaluation_tables, vidit_q_tables
-from benchmarks.markdown import Result, above_all_others, interval, result, table, with_error
+from benchmarks.markdown import Result, above_all_others, distance_of, floors, psnr_of, ratio, result, table
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "docs/*.md", "benchmarks/*.md")
@@ -77,18 +77,11 @@ def differences(rows: Sequence[Result | None]) -> list[str]:
 
 def explained(data: Result) -> str:
     """What the cells of a quality table are, and what full precision itself shows."""
-    floors = []
-    for row in (r for r in data["rows"] if not r["bits"]):
-        psnr, fd = row["psnr_db"], row["fd"]
-        floors.append(
-            f"`{row['model']}` {psnr['other_batch_size']:.1f} dB in another batch size, "
-            f"{psnr['other_seeds']:.1f} dB with other seeds, for which an FD of {fd['noise_floor']:.2f} is expected"
-        )
     how = f"{data['n']} pictures of the same seeds, {data['steps']} steps, guidance {data['guidance']}"
     return (
         f"Cells: PSNR to full precision in dB (60 at most), [95% interval], FD to full precision ± standard error; {how}. "
         "Bold: an interval above all others of the line. "
-        f"Full precision against itself: {'; '.join(floors)}.\n"
+        f"Full precision against itself: {floors(data['rows'])}.\n"
     )
 
 
@@ -98,10 +91,8 @@ def difference(row: Result | None, best: bool) -> str:
         return ""
     if "failed" in row:
         return f"failed: {row['failed']}"
-    mean, ends, fd = row["psnr_db"]["mean"], row["psnr_db"]["ci95"], row["fd"]
-    psnr = f"{mean:.1f} {interval(ends, 1)}"
-    distance = with_error({"value": fd["to_full_precision"], "se": fd["to_full_precision_se"]})
-    return f"{f'**{psnr}**' if best else psnr}, {distance}"
+    psnr = psnr_of(row)
+    return f"{f'**{psnr}**' if best else psnr}, {distance_of(row)}"
 
 
 def switches(data: Result) -> str:
@@ -139,11 +130,6 @@ def speed() -> str:
         f"\nTimes faster, median [quartiles]: {data['method']}. Baselines: {data['baselines']}. {data['cpu']}, "
         f"torch {data['versions']['torch']}.\n"
     )
-
-
-def ratio(found: Mapping[str, float]) -> str:
-    """Median and quartiles."""
-    return f"{found['median']:.2f} [{found['q25']:.2f}, {found['q75']:.2f}]"
 
 
 def xl(name: str) -> str:

@@ -6,7 +6,6 @@ last call, without it, finds all rows measured.
 """
 
 import argparse
-import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import RESULTS, environment, write_result
+from benchmarks.common import RESULTS, command_of, environment, write_result
+from benchmarks.quality.__main__ import rows, told
 from benchmarks.quality.plan import Asked
-from benchmarks.quality.row import Pictures, full_precision, measure, numbers
+from benchmarks.quality.row import Pictures, measure
 from dither.evaluation.intervals import paired_mean_interval
 from dither.quantization import Calibration
 
@@ -100,14 +100,14 @@ def main() -> int:
     plan = list(asked(given.models, given.bits))
     if given.part is not None:
         index, parts = map(int, given.part.split("/"))
-        found = [told(line, row, measure(row, pictures, given.work)) for line, row in plan[index - 1 :: parts]]
+        found = [told(row, measure(row, pictures, given.work)) for _, row in plan[index - 1 :: parts]]
         return 1 if any("failed" in one for one in found) else 0
-    found = [told(line, row, measure(row, pictures, given.work)) for line, row in plan]
+    found = [told(row, measure(row, pictures, given.work)) for _, row in plan]
     result = {
         **{key: value for key, value in asdict(pictures).items() if key != "batch_size"},
         "calibration": asdict(Calibration()) | {"prompts": []},
         "fd": "Frechet distance in the zoo's own feature network; not FID",
-        "rows": rows(plan, found),
+        "rows": rows([row for _, row in plan], found),
         "differences_db": list(differences(plan, found)),
     }
     write_result(given.output, {**environment(command(given), given.threads), **result})
@@ -130,14 +130,7 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
 
 def command(given: argparse.Namespace) -> str:
     """What repeats this result."""
-    usual, words = parsed([]), ["python", "-m", "benchmarks.vidit_q"]
-    for name in ("models", "bits"):
-        if getattr(given, name) != getattr(usual, name):
-            words += [f"--{name}", *getattr(given, name)]
-    for flag, now, then in (("-n", given.n, usual.n), ("--steps", given.steps, usual.steps)):
-        if now != then:
-            words += [flag, str(now)]
-    return shlex.join(words)
+    return command_of("benchmarks.vidit_q", given, parsed([]), ("models", "bits", "n", "steps"))
 
 
 def asked(models: Sequence[str], widths: Sequence[str]) -> Iterator[tuple[Line, Asked]]:
@@ -147,16 +140,6 @@ def asked(models: Sequence[str], widths: Sequence[str]) -> Iterator[tuple[Line, 
             for model in models:
                 if bits in line.widths:
                     yield line, Asked(model, line.recipe, bits, line.settings, line.name)
-
-
-def rows(plan: Sequence[tuple[Line, Asked]], found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Of the result: full precision first, from any evaluation of the model."""
-    made: list[dict[str, Any]] = []
-    for model in dict.fromkeys(row.model for _, row in plan):
-        mine = [(row, one) for (_, row), one in zip(plan, found, strict=True) if row.model == model]
-        made += [full_precision(model, one) for _, one in mine if "failed" not in one][:1]
-        made += [numbers(row, one) for row, one in mine]
-    return made
 
 
 def differences(plan: Sequence[tuple[Line, Asked]], found: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -174,13 +157,6 @@ def differences(plan: Sequence[tuple[Line, Asked]], found: Sequence[Mapping[str,
             a, b = (np.asarray(one["psnr_db"]["per_image"], dtype=np.float64) for one in pair if one is not None)
             mean, ends = paired_mean_interval(b, a)
             yield {"model": model, "bits": bits, "of": first, "minus": second, "mean": mean, "ci95": list(ends)}
-
-
-def told(line: Line, row: Asked, found: dict[str, Any]) -> dict[str, Any]:
-    """One line on the terminal."""
-    end = found["failed"] if "failed" in found else f"{found['psnr_db']['mean']:.2f} dB"
-    sys.stderr.write(f"{row.model} {row.bits} {line.name}: {end}\n")
-    return found
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from benchmarks.markdown import Result, above_all_others, interval, result, table, with_error
+from benchmarks.markdown import Result, above_all_others, distance_of, floors, psnr_of, ratio, result, table
 
 __all__ = ["TABLES"]
 
@@ -34,24 +34,16 @@ def _cell(row: Result | None, best: Result | None) -> str:
         return ""
     if "failed" in row:
         return f"failed: {row['failed']}"
-    psnr = f"{row['psnr_db']['mean']:.1f} {interval(row['psnr_db']['ci95'], 1)}"
-    fd = with_error({"value": row["fd"]["to_full_precision"], "se": row["fd"]["to_full_precision_se"]})
-    return f"{f'**{psnr}**' if row is best else psnr}; {fd}; {row['size']['bits_per_weight']:.2f}"
+    psnr = psnr_of(row)
+    return f"{f'**{psnr}**' if row is best else psnr}; {distance_of(row)}; {row['size']['bits_per_weight']:.2f}"
 
 
 def _explained(data: Result) -> str:
-    floors = [
-        f"`{row['model']}` {row['psnr_db']['other_batch_size']:.1f} dB in another batch size, "
-        f"{row['psnr_db']['other_seeds']:.1f} dB with other seeds, for which an FD of {row['fd']['noise_floor']:.2g} is "
-        "expected"
-        for row in data["rows"]
-        if not row["bits"]
-    ]
     return (
         "Cells: PSNR to full precision in dB (60 at most) [95 % interval]; FD to full precision ± standard error; true bits "
         f"per weight as stored. {data['n']} pictures a cell, the same seeds everywhere, {data['steps']} steps, guidance "
         f"{data['guidance']}. Bold: an interval above all others of its model and column. Full precision against itself: "
-        f"{'; '.join(floors)}. {data['device']}, torch {data['versions']['torch']}; `{data['command']}`.\n"
+        f"{floors(data['rows'])}. {data['device']}, torch {data['versions']['torch']}; `{data['command']}`.\n"
     )
 
 
@@ -90,7 +82,7 @@ def mixed() -> str:
         for row in mine:
             if row["switch"] != "+ both" and not row["switch"].startswith(("MP", "uniform")):
                 continue
-            size, psnr = row["size"], row["psnr_db"]
+            size = row["size"]
             acts = size["running_bits_per_activation"]
             lines.append(
                 [
@@ -100,8 +92,8 @@ def mixed() -> str:
                     f"{size['running_bits_per_weight']:.2f}",
                     "" if acts is None else f"{acts:.2f}",
                     f"{size['bits_per_weight']:.2f}",
-                    f"{psnr['mean']:.1f} {interval(psnr['ci95'], 1)}",
-                    with_error({"value": row["fd"]["to_full_precision"], "se": row["fd"]["to_full_precision_se"]}),
+                    psnr_of(row),
+                    distance_of(row),
                 ]
             )
     header = ["model", "bits", "allocation", "weight bits that run", "activation bits that run"]
@@ -117,16 +109,12 @@ def rotation() -> str:
     transforms = list(dict.fromkeys(name for row in data["rows"] for name in row["times_plain"]))
     lines = []
     for row in data["rows"]:
-        cells = [_times(row["times_plain"].get(name)) for name in transforms]
+        cells = [ratio(row["times_plain"][name]) for name in transforms]
         lines.append([row["layers"], row["bits"].upper(), str(row["tokens"]), *cells])
     return table(["layer", "bits", "tokens", *transforms], lines) + (
         f"\nTimes of the layer without transforms, median [quartiles]: {data['method']}. {data['layers']}. {data['cpu']}, "
         f"{data['threads']} threads. Goal: at most {data['goal']['times_plain']}.\n"
     )
-
-
-def _times(found: Result | None) -> str:
-    return "" if found is None else f"{found['median']:.2f} [{found['q25']:.2f}, {found['q75']:.2f}]"
 
 
 def nested() -> str:

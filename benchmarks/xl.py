@@ -8,7 +8,6 @@ counted (``ru_maxrss``): everything resident, Python, torch and mapped files inc
 
 import argparse
 import json
-import shlex
 import shutil
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, Finished, bytes_in, environment, run, write_result
+from benchmarks.common import RESULTS, Finished, bytes_in, command_of, environment, run, write_result
 
 SOURCES = {"diffusers": "dit-xl-2", "facebook": "dit-xl-2.pt", "pixart": "pixart-sigma"}
 CALIBRATION = ("--samples", "2", "--steps", "4", "--calls", "4")
@@ -45,7 +44,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=BLOCKS, help="fewer, to try the script")
     parser.add_argument("--only", help="run only rows whose 'layout bits recipe' contains this")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "xl.json")
-    given = parser.parse_args()
+    given, usual = parser.parse_args(), parser.parse_args([])
     if given.work is not None:
         given.work.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="dither-xl-", dir=given.work))
@@ -53,17 +52,10 @@ def main() -> None:
         result = measure(work, given.threads, given.blocks, given.only or "")
     finally:
         shutil.rmtree(work)
-    write_result(given.output, {**environment(command(given), given.threads), **result})
-
-
-def command(given: argparse.Namespace) -> str:
-    """What repeats this result."""
-    words = ["python", "-m", "benchmarks.xl"]
-    if given.only:
-        words += ["--only", given.only]
-    if given.blocks != BLOCKS:
-        words += ["--blocks", str(given.blocks)]
-    return shlex.join(words)
+    write_result(
+        given.output,
+        {**environment(command_of("benchmarks.xl", given, usual, ("only", "blocks")), given.threads), **result},
+    )
 
 
 def measure(work: Path, threads: int, blocks: int, only: str) -> dict[str, Any]:

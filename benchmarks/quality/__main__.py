@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, environment, write_result
+from benchmarks.common import RESULTS, command_of, environment, write_result
 from benchmarks.quality.plan import MODELS, RECIPES, SWITCHES, WIDTHS, Asked, product, switched
 from benchmarks.quality.row import Pictures, full_precision, measure, numbers
 from benchmarks.tables import quality, switches
@@ -71,16 +71,9 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
 
 def command(given: argparse.Namespace) -> str:
     """What repeats this result: options that are not the default, without the places on this machine."""
-    usual, words = parsed([]), ["python", "-m", "benchmarks.quality"]
-    for name in ("models", "recipes", "bits", "switches"):
-        if getattr(given, name) != getattr(usual, name):
-            words += [f"--{name}", *getattr(given, name)]
-    for setting in given.settings:
-        words += ["--set", setting]
-    for flag, now, then in (("-n", given.n, usual.n), ("--seed", given.seed, usual.seed)):
-        if now != then:
-            words += [flag, str(now)]
-    return shlex.join(words)
+    options = ("models", "recipes", "bits", "switches", "n", "seed")
+    settings = [word for setting in given.settings for word in ("--set", setting)]
+    return " ".join([command_of("benchmarks.quality", given, parsed([]), options), *map(shlex.quote, settings)])
 
 
 def rows(asked: Sequence[Asked], found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
