@@ -11,9 +11,10 @@ The model stays runnable throughout: a layer is an ``nn.Linear``, then perhaps a
 transforms, and after ``commit`` the ``QLinear`` that will be saved.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -24,7 +25,8 @@ from dither.errors import BadFormat, BadRecipe, DitherError
 from dither.models.base import Adapter, Call, Layer, linear_at
 from dither.nn import Clock, QLinear, TimedLinear, ViewedLinear, tensor_layout
 from dither.nn import replace as put
-from dither.spec import Act, Bits, Format, LinearSpec, Plan, Rotation, Spec, Timed, Views
+from dither.spec import Act, Bits, Format, LinearSpec, LowRank, Plan, Rotation, Spec, Timed, Views
+from dither.stages.building import besides_weight, buffers_of, check_finished, filled
 from dither.stages.needs import MEASURED, Store, Study, StudySettings, no_study
 from dither.stages.nesting import rounded
 
@@ -70,6 +72,7 @@ class Job:
     specs: dict[str, LinearSpec] = field(default_factory=dict)
     timed: dict[str, Timed] = field(default_factory=dict)
     varied: dict[str, Views | Timed] = field(default_factory=dict)
+    done: set[str] = field(default_factory=set)
     grids: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
     time_edges: tuple[float, ...] = ()
@@ -101,10 +104,31 @@ class Job:
         """Clock row of each sample of a call, (B,) int64."""
         return self.clock.rows_at(self.adapter.noise_level(self.model, call), self.adapter.branch(self.model, call))
 
-    def observe(self, what: str, probes: Mapping[str, tuple[Probe, ...]]) -> None:
-        """One pass over the calibration calls that feeds these probes."""
-        rows = [self.rows(c) for c in self.calls]
-        observe(self.model, self.calls, probes, rows, self.clock.tell, lambda i, n: self.progress(what, i, n))
+    def observe(
+        self,
+        what: str,
+        probes: Mapping[str, Sequence[Probe]],
+        rows: Sequence[Tensor] | None = None,
+        block: BlockStep | None = None,
+        first: int | None = None,
+    ) -> None:
+        """One pass over the calibration calls that feeds these probes.
+
+        Args:
+            what: for the progress; "" tells none.
+            probes: by the layer's name, of the model even where a block is given.
+            rows: what probes are told of each call's samples, (B,) int64, instead of their clock rows.
+            block: of a walk: run it alone.
+            first: only this many calls.
+        """
+        own = iter(now := [self.rows(c) for c in self.calls[:first]])
+        head = "" if block is None else f"{block.name}."
+        readers = {name.removeprefix(head): found for name, found in probes.items()}
+        module, calls = (self.model, self.calls) if block is None else (block.module, block.calls)
+        report = partial(self.progress, what) if what else None
+        observe(
+            module, calls[:first], readers, now if rows is None else rows, lambda _: self.clock.tell(next(own)), report
+        )
 
     def walk(self) -> Iterator[BlockStep]:
         """The blocks in order, each with the inputs that the blocks before it, as they now are, give it."""
@@ -168,7 +192,7 @@ class Job:
         old = linear_at(self.model, name)
         spec = self.specs.get(name, LinearSpec())
         tensors: dict[str, Tensor] = {"weight_dense": self.dense(name) if weight is None else weight}
-        tensors |= _online(old)
+        tensors |= besides_weight(old)
         if pre_scale is not None:
             if spec.rotation is not None:
                 raise BadRecipe(f"layer '{name}' is scaled after it was rotated: put the scaling stage first")
@@ -181,6 +205,21 @@ class Job:
         self.specs[name] = spec
         self._install(name, replace(spec, weight=None, act=None, lowrank=None), tensors)
 
+    def split(self, name: str, lowrank: LowRank, tensors: Mapping[str, Tensor], rest: Tensor) -> None:
+        """Give a layer a low-rank branch; its dense weight becomes what the branch leaves.
+
+        Args:
+            name: of the layer, which has a spec.
+            lowrank: the branch's spec.
+            tensors: ``lowrank_a_...`` and ``lowrank_b_...``, as stored.
+            rest: (N, K).
+        """
+        spec = replace(self.specs[name], lowrank=lowrank)
+        self._check_fits(name, spec)
+        self.specs[name] = spec
+        kept = {**besides_weight(linear_at(self.model, name)), **tensors, "weight_dense": rest}
+        self._install(name, replace(spec, weight=None, act=None), kept)
+
     def imitation(self, name: str, weight: Format | None, act: Act | None) -> QLinear:
         """A linear like this one, transforms included, with its weight rounded to a format and its input quantized.
 
@@ -191,8 +230,8 @@ class Job:
         if weight is not None:
             dense = rounded(dense.float(), weight).to(dense.dtype)
         have = self.specs.get(name, LinearSpec())
-        spec = LinearSpec(None, act, have.pre_scale, have.rotation)
-        return _filled(name, old, spec, {"weight_dense": dense, **_online(old)}, self.clock, old.bias)
+        spec = LinearSpec(None, act, have.pre_scale, have.rotation, have.lowrank)
+        return filled(name, old, spec, {"weight_dense": dense, **besides_weight(old)}, self.clock, old.bias)
 
     def note(self, name: str, facts: Mapping[str, Any]) -> None:
         """Keep what a stage found out about a layer, as small JSON; it is stored with the recipe and shown in results."""
@@ -203,16 +242,20 @@ class Job:
 
         Args:
             name: of the layer, which has a spec.
-            make: gives the tensors of the weight format (and of the low-rank branch, prefixed ``lowrank_a_`` ...);
-                not called when an interrupted job already made them.
+            make: gives the tensors of the weight format, and ``bias`` (N,) where the layer gets another; not called
+                when an interrupted job already made them.
         """
-        spec = self.specs[name]
-        tensors = _buffers(self._kept(name, make))
+        spec, kept = self.specs[name], dict(self._kept(name, make))
+        if (bias := kept.pop("bias", None)) is not None:
+            old: nn.Parameter = linear_at(self.model, name).bias
+            old.data = bias.to(old.device, old.dtype)
+        tensors = buffers_of(kept)
+        self.done.add(name)
         if isinstance(views := self.varied.get(name), Views):
             self._install_views(name, views, tensors)
             return
         act = None if spec.act is not None and spec.act.static else spec.act  # static tables come in the ACT phase
-        self._install(name, replace(spec, act=act), {**_online(linear_at(self.model, name)), **tensors})
+        self._install(name, replace(spec, act=act), {**besides_weight(linear_at(self.model, name)), **tensors})
 
     def commit_timed(self, name: str, spec: Timed, make: Callable[[], Mapping[str, Tensor]]) -> None:
         """Finish a layer that has variants; it leaves ``specs``, so that no later stage takes it for a plain one.
@@ -233,11 +276,14 @@ class Job:
         variants = []
         for i, variant in enumerate(spec.variants):
             mine = {k.partition(".")[2]: v for k, v in kept.items() if k.partition(".")[0] == str(i)}
-            shared = {k: v.clone() for k, v in _online(old).items()}  # files of weights refuse tensors of two names
-            variants.append(_filled(name, old, variant, {**shared, **_buffers(mine)}, self.clock, None))
+            shared = {
+                k: v.clone() for k, v in besides_weight(old).items()
+            }  # files of weights refuse tensors of two names
+            variants.append(filled(name, old, variant, {**shared, **buffers_of(mine)}, self.clock, None))
         put(self.model, name, TimedLinear(variants, spec.select, old.bias, self.clock).train(old.training))
         self.specs.pop(name, None)
         self.timed[name] = spec
+        self.done.add(name)
 
     def measured(self, name: str, make: Callable[[], Mapping[str, float]]) -> dict[str, float]:
         """Numbers that are costly to measure, from the store, or measured now and stored under ``MEASURED + name``."""
@@ -245,7 +291,11 @@ class Job:
         def tensors() -> Mapping[str, Tensor]:
             return {key: torch.tensor([value], dtype=torch.float64) for key, value in make().items()}
 
-        return {key: float(value) for key, value in self._kept(MEASURED + name, tensors).items()}
+        return {key: float(value) for key, value in self.kept(name, tensors).items()}
+
+    def kept(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        """The same of tensors, which are not a layer's final ones."""
+        return self._kept(MEASURED + name, make)
 
     def _kept(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         """A layer's tensors (or a measurement) from the store, or made now and stored."""
@@ -272,61 +322,17 @@ class Job:
 
     def _install(self, name: str, spec: LinearSpec, tensors: Mapping[str, Tensor]) -> None:
         old = linear_at(self.model, name)
-        put(self.model, name, _filled(name, old, spec, tensors, self.clock, old.bias).train(old.training))
+        put(self.model, name, filled(name, old, spec, tensors, self.clock, old.bias).train(old.training))
 
     def _install_views(self, name: str, views: Views, tensors: Mapping[str, Tensor]) -> None:
         old = linear_at(self.model, name)
-        base = _filled(name, old, views.base, {**_online(old), **tensors}, self.clock, None)
+        base = filled(name, old, views.base, {**besides_weight(old), **tensors}, self.clock, None)
         put(self.model, name, ViewedLinear(base, views, old.bias, self.clock).train(old.training))
 
     def finish(self) -> Plan:
         """The plan of what was done; raises BadRecipe if a layer was promised something that no stage did."""
-        for name, varied in self.varied.items():
-            if not isinstance(self.model.get_submodule(name), TimedLinear | ViewedLinear):
-                kind = "banks of weights" if isinstance(varied, Timed) else "nested weights"
-                raise BadRecipe(
-                    f"layer '{name}' is to have {kind}, but no stage of the recipe (such as 'rtn') makes them"
-                )
-        for name, spec in self.specs.items():
-            if name in self.varied:
-                continue
-            module = linear_at(self.model, name)
-            if not isinstance(module, QLinear) or (spec.weight is not None and module.spec.weight is None):
-                raise BadRecipe(
-                    f"layer '{name}' is to have {spec.weight} weights, but no stage of the recipe makes them"
-                )
-            if module.spec != spec:
-                raise BadRecipe(f"layer '{name}' is to be {spec}, but no stage (such as 'ranges') finished it")
+        check_finished(self.model, self.specs, self.varied)
         return Plan(self.promised, self.time_edges, self.branches)
-
-
-def _buffers(kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as stages name them, under the names that a QLinear's buffers have."""
-    own = ("lowrank_", "pre_scale", "rotation_signs")
-    return {k if k.startswith(own) else f"weight_{k}": v for k, v in kept.items()}
-
-
-def _online(linear: nn.Linear) -> dict[str, Tensor]:
-    """The online transforms that a layer has so far."""
-    return {k: v for k, v in linear.named_buffers() if k in ("pre_scale", "rotation_signs")}
-
-
-def _filled(
-    name: str,
-    old: nn.Linear,
-    spec: LinearSpec,
-    tensors: Mapping[str, Tensor],
-    clock: Clock,
-    bias: nn.Parameter | None,
-) -> QLinear:
-    """A QLinear in place of ``old`` with these buffers, on the device of its weight."""
-    shape = (old.out_features, old.in_features)
-    dtype = tensors["weight_dense"].dtype if spec.weight is None else torch.float32
-    if missing := set(tensor_layout(spec, shape)) - set(tensors):
-        raise BadRecipe(f"layer '{name}': the recipe never makes its '{min(missing)}'")
-    device = next(t.device for k, t in tensors.items() if k.startswith("weight_"))
-    new = QLinear(spec, shape[1], shape[0], bias, clock, "meta", dtype)
-    return new.load({k: v.to(device).contiguous() for k, v in tensors.items()})
 
 
 class Stage(Protocol):

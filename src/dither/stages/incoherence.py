@@ -11,12 +11,11 @@ time. What counts is the worst quarter: the more a layer's incoherence is, and t
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from dither.calibrate import Probe, observe
+from dither.calibrate import Probe
 from dither.clock import Clock
 from dither.errors import BadRecipe
 from dither.models.base import linear_at
@@ -85,13 +84,8 @@ def measure(job: Job, probes: Mapping[str, Sequence[Probe]]) -> None:
     quarters = Clock(EDGES)
     levels = [job.adapter.noise_level(job.model, c) for c in job.calls]
     rows = [quarters.rows_at(level, torch.zeros_like(level)) for level in levels]
-    own = iter([job.rows(c) for c in job.calls])  # layers may have tables by another clock
-
-    def tell(_: Tensor) -> None:
-        job.clock.tell(next(own))
-
     readers = {name: [_scaled(job, name, p) for p in found] for name, found in probes.items()}
-    observe(job.model, job.calls, readers, rows, tell, partial(job.progress, "measuring incoherence"))
+    job.observe("measuring incoherence", readers, rows)
 
 
 def _scaled(job: Job, name: str, probe: Probe) -> Probe:

@@ -1,8 +1,8 @@
 """WEIGHT: round to nearest. Each weight goes to the nearest value of its format's grid.
 
-The grid is min-max unless a range search (``clip``) left a tighter one. A layer that is to have several banks of weights over
-time (``job.vary``) gets each of them from the same dense weight; one whose codes are read at several widths is rounded for
-all of them.
+The grid is min-max unless a range search (``clip``) left a tighter one. What another stage has finished stays as it is. A
+layer that is to have several banks of weights over time (``job.vary``) gets each of them from the same dense weight; one
+whose codes are read at several widths is rounded for all of them.
 """
 
 from collections.abc import Mapping
@@ -30,13 +30,14 @@ class Rtn:
     paper: ClassVar[str] = ""
 
     def run(self, job: Job) -> None:
-        """Commit every layer that has a spec, and every one that is to have banks."""
+        """Commit every layer that has a spec and is not finished, and every one that is to have banks."""
         banks = {name: spec for name, spec in job.varied.items() if isinstance(spec, Timed)}
-        total = len(job.specs) + len(banks)
-        for i, (name, spec) in enumerate(job.specs.items()):
+        plain = {name: spec for name, spec in job.specs.items() if name not in job.done}
+        total = len(plain) + len(banks)
+        for i, (name, spec) in enumerate(plain.items()):
             job.commit(name, partial(_encoded, job, name, spec.weight))
             job.progress("rounding weights", i + 1, total)
-        for i, (name, timed) in enumerate(banks.items(), len(job.specs)):
+        for i, (name, timed) in enumerate(banks.items(), len(plain)):
             job.commit_timed(name, timed, partial(_banks, job, name, timed))
             job.progress("rounding weights", i + 1, total)
 

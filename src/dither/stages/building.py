@@ -1,0 +1,60 @@
+"""A quantized linear in a layer's place, from tensors under the names that stages give them."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from dither.errors import BadRecipe
+from dither.models.base import linear_at
+from dither.nn import Clock, QLinear, TimedLinear, ViewedLinear, tensor_layout
+from dither.spec import LinearSpec, Timed, Views
+
+__all__ = ["besides_weight", "buffers_of", "check_finished", "filled"]
+
+BRANCH = "lowrank_"
+ONLINE = ("pre_scale", "rotation_signs")
+
+
+def buffers_of(kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as stages name them, under the names that a QLinear's buffers have."""
+    return {k if k.startswith((BRANCH, *ONLINE)) else f"weight_{k}": v for k, v in kept.items()}
+
+
+def besides_weight(linear: nn.Linear) -> dict[str, Tensor]:
+    """What a layer has so far beside its weight: online transforms and a low-rank branch."""
+    return {k: v for k, v in linear.named_buffers() if k in ONLINE or k.startswith(BRANCH)}
+
+
+def filled(
+    name: str,
+    old: nn.Linear,
+    spec: LinearSpec,
+    tensors: Mapping[str, Tensor],
+    clock: Clock,
+    bias: nn.Parameter | None,
+) -> QLinear:
+    """A QLinear in place of ``old`` with these buffers, on the device of its weight."""
+    shape = (old.out_features, old.in_features)
+    dtype = tensors["weight_dense"].dtype if spec.weight is None else torch.float32
+    if missing := set(tensor_layout(spec, shape)) - set(tensors):
+        raise BadRecipe(f"layer '{name}': the recipe never makes its '{min(missing)}'")
+    device = next(t.device for k, t in tensors.items() if k.startswith("weight_"))
+    new = QLinear(spec, shape[1], shape[0], bias, clock, "meta", dtype)
+    return new.load({k: v.to(device).contiguous() for k, v in tensors.items()})
+
+
+def check_finished(model: nn.Module, specs: Mapping[str, LinearSpec], varied: Mapping[str, Views | Timed]) -> None:
+    """BadRecipe names a layer that was promised something that no stage did."""
+    for name, spec in varied.items():
+        if not isinstance(model.get_submodule(name), TimedLinear | ViewedLinear):
+            kind = "banks of weights" if isinstance(spec, Timed) else "nested weights"
+            raise BadRecipe(f"layer '{name}' is to have {kind}, but no stage of the recipe (such as 'rtn') makes them")
+    for name, plain in specs.items():
+        if name in varied:
+            continue
+        module = linear_at(model, name)
+        if not isinstance(module, QLinear) or (plain.weight is not None and module.spec.weight is None):
+            raise BadRecipe(f"layer '{name}' is to have {plain.weight} weights, but no stage of the recipe makes them")
+        if module.spec != plain:
+            raise BadRecipe(f"layer '{name}' is to be {plain}, but no stage (such as 'ranges') finished it")
