@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dither.errors import BadRecipe, DitherError
-from dither.stages import budget
+from dither.stages import budget, solver
 from dither.stages.budget import Item, average_of, check_average, expected, greedy, optimum
 
 WIDTHS = (4, 6, 8)
@@ -141,18 +141,18 @@ def test_a_solver_without_an_answer_says_so(monkeypatch):
     class Nothing:
         x, status, message = None, 1, "Time limit reached."
 
-    monkeypatch.setattr(budget, "milp", lambda *args, **kwargs: Nothing)
+    monkeypatch.setattr(solver, "milp", lambda *args, **kwargs: Nothing)
     with pytest.raises(DitherError, match="no allocation was found in 3 seconds: Time limit"):
         optimum([Item("v", (1,), (4, 8), (1.0, 0.0), (1.0, 0.0))], 5.0, 3)
 
 
 def test_a_solver_that_ran_out_of_time_names_the_gap(monkeypatch):
-    real = budget.milp
+    real = solver.milp
 
     def slow(*args, **kwargs):
         found = real(*args, **kwargs)
         found.status, found.mip_gap = 1, 0.25
         return found
 
-    monkeypatch.setattr(budget, "milp", slow)
+    monkeypatch.setattr(solver, "milp", slow)
     assert optimum([Item("v", (1,), (4, 8), (1.0, 0.0), (1.0, 0.0))], 8.0, 3) == budget.Optimum((8,), 0.25)

@@ -11,25 +11,18 @@ no common metric, so their shares of the bits are in proportion to their mean sq
 is that of the role with the least (bits spent + cost of its step) / error. This order does not depend on the budget, which
 only says where to stop: layer by layer, so that little is left over, and more bits never make anything worse.
 
-Program. ``min sum L(w_i) x_i`` over one binary for each item and width, exactly one of an item, under the budget, by HiGHS.
+Program. The widths of least summed ``L`` under the budget; see ``stages.solver``.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import floor, gcd, inf
+from math import floor, inf
 
-import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-
-from dither.errors import BadRecipe, DitherError
+from dither.errors import BadRecipe
+from dither.stages.solver import SLACK, Limit, choose
 
 __all__ = ["Item", "Optimum", "average_of", "check_average", "expected", "greedy", "optimum"]
-
-SLACK = 1e-9
-UNITS = 1e4
-"""Losses are scaled to this sum before HiGHS sees them: its tolerances are absolute."""
-OPTIMAL, OUT_OF_TIME = 0, 1
 
 
 @dataclass(frozen=True)
@@ -130,29 +123,9 @@ def optimum(items: Sequence[Item], average: float, seconds: float) -> Optimum:
     Raises:
         DitherError: no allocation was found in this time.
     """
-    unit = gcd(*(n for item in items for n in item.sizes))
-    owners = [i for i, item in enumerate(items) for _ in item.widths]
-    costs = np.array([sum(item.sizes) // unit * w for item in items for w in item.widths], dtype=np.float64)
-    errors = np.array([e for item in items for e in item.errors])
-    scale = UNITS / (sum(max(item.errors) for item in items) or UNITS)
-    one_each = np.zeros((len(items), len(owners)))
-    one_each[owners, range(len(owners))] = 1
-    most = floor(average * _total(items) / unit * (1 + SLACK))
-    found = milp(
-        errors * scale,
-        integrality=np.ones(len(owners)),
-        bounds=Bounds(0, 1),
-        # costs are whole numbers: half a bit above the budget lets nothing more in, and no tolerance matters
-        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(costs[None], ub=most + 0.5)],
-        options={"time_limit": seconds, "mip_rel_gap": 0.0},
-    )
-    if found.x is None or found.status not in (OPTIMAL, OUT_OF_TIME):
-        raise DitherError(f"no allocation was found in {seconds:g} seconds: {found.message}")
-    chosen = np.flatnonzero(found.x > 0.5)
-    assert len(chosen) == len(items)
-    assert costs[chosen].sum() <= most
-    widths = [w for item in items for w in item.widths]
-    return Optimum(tuple(widths[i] for i in chosen), 0.0 if found.status == OPTIMAL else float(found.mip_gap))
+    costs = [[sum(item.sizes) * w for w in item.widths] for item in items]
+    best = choose([item.errors for item in items], [Limit(costs, average * _total(items))], seconds)
+    return Optimum(tuple(item.widths[i] for item, i in zip(items, best.options, strict=True)), best.gap)
 
 
 def _total(items: Sequence[Item]) -> int:
