@@ -46,6 +46,7 @@ EVERY = [
     LowRank(8, weight=Int(8)),
     LinearSpec(),
     LinearSpec(Codebook(2, 16), Act(Int(8)), 5, Rotation(64), LowRank(4, Int(4))),
+    LinearSpec(out=Act(Int(8, False, 72))),
     Timed((LinearSpec(Int(4)), LinearSpec()), (0, 0, 1)),
     View(4),
     View(8, Act(Int(6, False))),
@@ -65,6 +66,7 @@ linears = st.builds(
     st.integers(0, 9),
     st.none() | st.builds(Rotation, st.integers(1, 99), st.integers(0, 9)),
     st.none() | st.builds(LowRank, st.integers(1, 9), st.none() | formats),
+    st.none() | st.builds(Act, ints),
 )
 timed = linears.flatmap(lambda s: st.builds(Timed, st.just((s, LinearSpec())), st.lists(st.integers(0, 1)).map(tuple)))
 views = st.builds(
@@ -134,6 +136,7 @@ def test_a_recipe_becomes_json() -> None:
         ({"kind": "act", "grid": {"kind": "codebook", "dim": 2, "size": 4}}, "act.grid"),
         ({"kind": "linear", "weight": {"kind": "rotation", "block": 4}}, "linear.weight"),
         ({"kind": "linear", "weight": {"bits": 4}}, "linear.weight"),
+        ({"kind": "linear", "out": {"kind": "int", "bits": 4}}, "linear.out"),
         ({"kind": "plan", "layers": {"a": {"kind": "int", "bits": 4}}}, "plan.layers"),
         ({"kind": "plan", "layers": []}, "plan.layers"),
         ({"kind": "plan", "time_edges": ["0.5"]}, "plan.time_edges"),
@@ -165,6 +168,8 @@ def test_foreign_json_is_refused(data: Any, message: str) -> None:
         lambda: Codebook(0, 4),
         lambda: Codebook(2, 1),
         lambda: Codebook(2, 65537),
+        lambda: LinearSpec(out=Act(Int(8), static=True)),
+        lambda: LinearSpec(out=Act(Int(8), rows=2)),
         lambda: Timed((), ()),
         lambda: Timed((LinearSpec(),), (1,)),
         lambda: Timed((LinearSpec(),), (-1,)),

@@ -83,5 +83,5 @@ def named(name: str) -> Kernel:
 
 
 def is_simulated(spec: LinearSpec, kernel: Kernel) -> bool:
-    """Whether quantized activations are only imitated in floating point."""
-    return spec.act is not None and not kernel.real
+    """Whether quantized activations are only imitated in floating point; what reads a quantized output always is."""
+    return spec.out is not None or (spec.act is not None and not kernel.real)

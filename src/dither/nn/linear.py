@@ -1,6 +1,6 @@
 """``QLinear``: a linear under a ``LinearSpec``, as plain buffers.
 
-    y = decode(weight) . act(rotate(pre_scale * x)) + bias        (+ a low-rank branch)
+    y = out(decode(weight) . act(rotate(pre_scale * x)) + bias)        (+ a low-rank branch, before out)
 
 Which kernel computes it is chosen from the spec, the shape and the device; the buffers are the same for all. It is an
 ``nn.Linear`` by ancestry, so that LoRA adapters attach, but its weight is packed and cannot be written: see
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dither.clock import Clock
 from dither.errors import BadCheckpoint, BadFormat
 from dither.kernels import Inputs, Kernel, choose, is_simulated
-from dither.kernels.gradient import run
+from dither.kernels.gradient import quantize_output, run
 from dither.numerics import decode, groups, layout, rotate, unrotate
 from dither.packed import PackedWeight
 from dither.spec import Format, LinearSpec
@@ -51,6 +51,8 @@ def tensor_layout(spec: LinearSpec, shape: tuple[int, int], dtype: torch.dtype =
     if spec.lowrank is not None:
         out |= _stored("lowrank_a", spec.lowrank.weight, (spec.lowrank.rank, k), dtype)
         out |= _stored("lowrank_b", spec.lowrank.weight, (n, spec.lowrank.rank), dtype)
+    if spec.out is not None and spec.out.grid.group > 0 and n % spec.out.grid.group:
+        raise BadFormat(f"output group size {spec.out.grid.group} does not divide the {n} output channels")
     return out
 
 
@@ -115,7 +117,7 @@ class QLinear(nn.Linear):
 
     @property
     def simulated(self) -> bool:
-        """Whether activation quantization is imitated in floating point here."""
+        """Whether activation quantization, of the input or the output, is imitated in floating point here."""
         return is_simulated(self.spec, self.kernel)
 
     def way(self, spec: LinearSpec) -> Way:
@@ -171,7 +173,7 @@ class QLinear(nn.Linear):
         return w * self.get_buffer("pre_scale")[:1] if self.spec.pre_scale else w
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., K) to (..., N), in the dtype of x. Gradients pass straight through the quantization of x."""
+        """(..., K) to (..., N), in the dtype of x. Gradients pass straight through the quantization of x and of y."""
         return self.compute(x, self.bias)
 
     def compute(self, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -233,7 +235,7 @@ class QLinear(nn.Linear):
             a = self._matrix("lowrank_a", low.weight, (low.rank, self.in_features)).to(x.dtype)
             b = self._matrix("lowrank_b", low.weight, (self.out_features, low.rank)).to(x.dtype)
             y = y + (x @ a.T) @ b.T
-        return y
+        return y if spec.out is None else quantize_output(y, spec.out)
 
     def _forget(self) -> None:
         """What was made of tensors that are no longer there."""
@@ -269,4 +271,5 @@ class QLinear(nn.Linear):
         parts = [f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"]
         parts += [f"weight={self.spec.weight or 'full precision'}, act={act}"]
         parts += [name for name in ("pre_scale", "rotation", "lowrank") if getattr(self.spec, name)]
+        parts += [] if self.spec.out is None else [f"out={self.spec.out}"]
         return ", ".join(parts)

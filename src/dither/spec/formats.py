@@ -105,7 +105,7 @@ Format: TypeAlias = Int | Nested | Codebook
 
 @dataclass(frozen=True)
 class Act:
-    """How a linear's input is quantized. ``grid.group`` runs along the channels: per token, token group or tensor.
+    """How a linear's input or output is quantized. ``grid.group`` runs along the channels: per token, token group or tensor.
 
     Args:
         grid: the format of the codes.

@@ -48,6 +48,8 @@ class LinearSpec:
         pre_scale: rows of the table of online channel scales (0: none; 1; or one for each clock row).
         rotation: rotation of the input after the scale; the stored weight is already rotated to match.
         lowrank: a low-rank branch added to the output.
+        out: how the output (..., N) is quantized for what reads it; groups run along its channels. Ranges are found anew
+            for each output.
     """
 
     kind: ClassVar[str] = "linear"
@@ -56,6 +58,11 @@ class LinearSpec:
     pre_scale: int = 0
     rotation: Rotation | None = None
     lowrank: LowRank | None = None
+    out: Act | None = None
+
+    def __post_init__(self) -> None:
+        if self.out is not None and (self.out.static or self.out.rows != 1):
+            raise BadFormat(f"output quantized as {self.out}: only dynamic ranges are supported, which have no table")
 
 
 @dataclass(frozen=True)
