@@ -141,6 +141,28 @@ def test_readers_of_a_site_read_the_same_tensor(row):
 
 
 @pytest.mark.parametrize("row", ROWS)
+def test_attention_reads_the_outputs_that_have_heads_as_they_are(row, monkeypatch):
+    model, adapter = made(row)
+    heads = {layer.name: layer.head for layer in adapter.layers(model) if layer.head}
+    assert heads
+    given: dict[str, Tensor] = {}
+    read: list[Tensor] = []
+    attend = F.scaled_dot_product_attention
+
+    def spy(q: Tensor, k: Tensor, v: Tensor, **kwargs: Any) -> Tensor:
+        read.extend((q, k, v))
+        return attend(q, k, v, **kwargs)
+
+    for name in heads:
+        linear_at(model, name).register_forward_hook(lambda _, args, y, name=name: given.__setitem__(name, y))
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    output(model, ROWS[row].call(torch.float64))
+    assert len(read) == len(heads)
+    for (name, head), seen in zip(heads.items(), read, strict=True):  # both in call order: q, k, v of each attention
+        assert torch.equal(given[name].unflatten(-1, (-1, head)).transpose(1, 2), seen)
+
+
+@pytest.mark.parametrize("row", ROWS)
 def test_folding_keeps_the_function(row):
     model, adapter = made(row)
     call = ROWS[row].call(torch.float64)

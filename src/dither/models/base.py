@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-__all__ = ["AdaLN", "Adapter", "Call", "Fold", "Kind", "Layer", "Modulation", "Rows", "Site", "linear_at"]
+__all__ = ["AdaLN", "Adapter", "Call", "Conditioning", "Fold", "Kind", "Layer", "Modulation", "Rows", "Site", "linear_at"]
 
 Kind: TypeAlias = Literal["qkv", "cross_q", "cross_kv", "attn_out", "fc1", "fc2", "adaln", "embed", "final", "other"]
 """What a linear is for; stages choose formats by it."""
@@ -30,6 +30,14 @@ class Modulation(Protocol):
     def __call__(self, model: nn.Module, levels: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and shift, each (L * classes, K) float32, at these normalized noise levels (L,), for every class and the
         null class; classes = 1 where the noise level alone decides."""
+
+
+class Conditioning(Protocol):
+    """What a modulation linear reads, where noise level and class alone make it."""
+
+    def __call__(self, model: nn.Module, levels: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows (L * classes, K) float32 at these normalized noise levels (L,), for every class and the null class, and
+        how often each is asked for, (L * classes,): guided sampling asks for the null class in every other row."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +80,15 @@ class Layer:
         kind: what it is for.
         keep: why it stays in full precision by default, or empty.
         block: name of the block it belongs to, or empty.
+        head: width of an attention head, if attention reads this linear's output as it is: q, k or v with no norm and no
+            rotary embedding in between. Else 0.
     """
 
     name: str
     kind: Kind
     keep: str = ""
     block: str = ""
+    head: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,12 +100,14 @@ class Site:
         readers: the linears, each of which is read by no other site.
         fold: where its channel scale can be absorbed exactly; ``None``: nowhere.
         modulation: what makes its channels; ``None`` where more than noise level and class decides (a prompt).
+        inputs: the site itself, where noise level and class alone make it.
     """
 
     name: str
     readers: tuple[str, ...]
     fold: Fold | None = None
     modulation: Modulation | None = None
+    inputs: Conditioning | None = None
 
 
 @dataclass(frozen=True)

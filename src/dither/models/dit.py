@@ -22,7 +22,7 @@ from dither.models.base import AdaLN, Call, Layer, Rows, Site, linear_at
 from dither.models.calls import argument, latents_in, level_in, replace_first, to_batch
 from dither.models.linears import Rule, layer_by_rule, linears_of, need, stack_of
 
-__all__ = ["DiT", "LabelModulation"]
+__all__ = ["DiT", "LabelInputs", "LabelModulation"]
 
 TRAINING_STEPS = 1000
 BLOCK = r"transformer_blocks\.\d+"
@@ -48,7 +48,8 @@ class DiT:
 
     def layers(self, model: nn.Module) -> Sequence[Layer]:
         """Every linear; diffusers registers them in call order."""
-        return [layer_by_rule(name, RULES, BLOCK) for name in linears_of(model)]
+        head = int(cast(Any, model).config.attention_head_dim)
+        return [layer_by_rule(name, RULES, BLOCK, head) for name in linears_of(model)]
 
     def blocks(self, model: nn.Module) -> Sequence[str]:
         """``transformer_blocks.0`` and on."""
@@ -92,11 +93,7 @@ class LabelModulation:
 
     def __call__(self, model: nn.Module, levels: Tensor) -> tuple[Tensor, Tensor]:
         """(L * classes, D) each: every class, then the null class, at each noise level (L,)."""
-        norm = cast(Any, model.get_submodule(f"{self.block}.norm1"))
-        table = norm.emb.class_embedder.embedding_table.weight  # (classes, D)
-        labels = torch.arange(len(table), device=table.device).repeat(len(levels))
-        steps = levels.to(table.device).mul(TRAINING_STEPS).repeat_interleave(len(table))
-        inputs: Tensor = norm.silu(norm.emb(steps, labels, hidden_dtype=table.dtype))
+        inputs = _embedded(model, self.block, levels)
         linear = linear_at(model, self.fold.linear)
         weight, bias = linear.weight, linear.bias  # decoded anew at each access, if it is quantized
 
@@ -104,6 +101,33 @@ class LabelModulation:
             return F.linear(inputs, weight[of[0] : of[1]], None if bias is None else bias[of[0] : of[1]]).float()
 
         return rows(self.fold.scale), rows(self.fold.shift)
+
+
+@dataclass(frozen=True)
+class LabelInputs:
+    """What a block's modulation linear reads. The null class is asked for as often as all others together.
+
+    Args:
+        block: name of the block.
+    """
+
+    block: str
+
+    def __call__(self, model: nn.Module, levels: Tensor) -> tuple[Tensor, Tensor]:
+        """(L * classes, D), (L * classes,)."""
+        rows = _embedded(model, self.block, levels).float()
+        often = torch.ones(len(levels), len(rows) // len(levels), device=rows.device)
+        often[:, -1] = max(often.shape[1] - 1, 1)
+        return rows, often.reshape(-1)
+
+
+def _embedded(model: nn.Module, block: str, levels: Tensor) -> Tensor:
+    """``silu(emb(timestep, label))`` of a block, (L * classes, D): every class, then the null class, at each level (L,)."""
+    norm = cast(Any, model.get_submodule(f"{block}.norm1"))
+    table = norm.emb.class_embedder.embedding_table.weight  # (classes, D)
+    labels = torch.arange(len(table), device=table.device).repeat(len(levels))
+    steps = levels.to(table.device).mul(TRAINING_STEPS).repeat_interleave(len(table))
+    return cast(Tensor, norm.silu(norm.emb(steps, labels, hidden_dtype=table.dtype)))
 
 
 def _block_sites(block: str, linears: dict[str, nn.Linear]) -> list[Site]:
@@ -119,7 +143,7 @@ def _block_sites(block: str, linears: dict[str, nn.Linear]) -> list[Site]:
         return Site(name, readers, fold, LabelModulation(block, fold))
 
     return [
-        Site(f"{block}.norm1.silu", (modulation,)),
+        Site(f"{block}.norm1.silu", (modulation,), inputs=LabelInputs(block)),
         modulated(f"{block}.norm1", tuple(f"{block}.attn1.to_{x}" for x in "qkv"), 0),
         Site(f"{block}.attn1.heads", (f"{block}.attn1.to_out.0",), Rows(value, (0, heads))),
         modulated(f"{block}.norm3", (f"{block}.ff.net.0.proj",), 3),
