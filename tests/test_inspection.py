@@ -64,6 +64,36 @@ def test_stored_dtype(tmp_path, dtype):
     assert stored_dtype([]) == torch.float32
 
 
+# --- quantized outputs
+
+
+def test_a_quantized_output_is_told_and_simulated():
+    q, k, v = (f"transformer_blocks.0.attn1.to_{x}" for x in "qkv")
+    out, act = Act(Int(4, False, group=8)), Act(Int(8))
+    whole = LinearSpec(Int(8), act, out=out)
+    views = Views(whole, (View(8, act), View(4, act)), (0, 1))
+    plan = Plan({q: whole, k: LinearSpec(out=out), v: views}, (0.5,))
+    model = tiny.stamped_dit(plan)
+    rows = {r["name"]: r for r in rows_of(model)}
+    for name, weight in ((q, "int8 sym per row"), (k, None), (v, "8 | 4 of int8 sym per row")):
+        row = rows[name]
+        assert (row["weight"], row["out"]) == (weight, "int4 asym per token, group 8 dynamic")
+        assert row["simulated"]
+        assert row["reason"] is None
+    assert (rows[q]["kernel"], rows[k]["kernel"]) == ("int8_mm", "dequantize")
+    assert (rows[k]["act"], rows["proj_out_1"]["out"]) == (None, None)
+    found = summary(list(rows.values()))
+    assert (found["layers"]["quantized"], found["layers"]["simulated"]) == (3, 3)
+    assert sum(found["kernels"].values()) == 3
+    shown = [row for row in plan_rows(list(rows.values())) if "out" in row[2]]
+    assert [row[1:4] for row in shown] == [
+        ("int8 per row", "int8 per token, out int4 asym per token, group 8", "simulated"),
+        ("full", "full, out int4 asym per token, group 8", "simulated"),
+        ("8 | 4 of int8 per row", "int8 per token, out int4 asym per token, group 8", "simulated"),
+    ]
+    assert describe(tiny.dit(), adapter_for(model), plan.layers, Clock((0.5,))) == list(rows.values())
+
+
 # --- widths that change with the noise level
 
 

@@ -4,6 +4,7 @@ import json
 
 import jobs
 import numpy as np
+import tiny
 import torch
 
 import dither
@@ -13,6 +14,7 @@ from dither.models import adapter_for
 from dither.quantization import Calibration
 from dither.report import render
 from dither.report.form import significant
+from dither.spec import Act, Int, LinearSpec, Plan
 
 
 def sampler(noise):
@@ -72,3 +74,19 @@ def test_page_shows_what_runs_when(result):
     assert "Time ranges cost no bytes" in page
     for shown in ("4/8 bits", "int4/8 asym per row, by noise level", ">0.75–0</th>"):
         assert shown in page, shown
+
+
+def test_page_shows_quantized_outputs(result):
+    out, act = Act(Int(4, False, group=8)), Act(Int(8))
+    q, k = (f"transformer_blocks.0.attn1.to_{x}" for x in "qk")
+    model = tiny.stamped_dit(Plan({q: LinearSpec(Int(8), act, out=out), k: LinearSpec(out=out)}))
+    rows = describe(model, adapter_for(model))
+    page = render([json.loads(json.dumps(result | summary(rows)))])
+    for shown in (
+        "int8 sym per row weights, int8 sym per token dynamic activations, int4 asym per token, group 8 dynamic outputs",
+        "full-precision weights, full-precision activations, int4 asym per token, group 8 dynamic outputs",
+        "full precision, output int4 asym per token, group 8 dynamic",
+        "2 of 2 quantized layers, or what reads their quantized outputs, compute in full precision",
+    ):
+        assert shown in page, shown
+    assert "no reason was recorded" not in page

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from dither.clock import Clock
-from dither.inspection.times import by_time, specs_run
+from dither.inspection.times import by_time, is_quantized, specs_run
 from dither.kernels import Kernel, choose, is_simulated
 from dither.models import Adapter
 from dither.models.base import Layer
 from dither.models.rest import rest_of
 from dither.nn import QLinear, TimedLinear, ViewedLinear, tensor_layout
-from dither.spec import LinearSpec, Spec, Timed, Views
+from dither.spec import Act, LinearSpec, Spec, Timed, Views
 
 __all__ = ["describe", "plan_rows", "reasons", "spec_of", "stays", "summary"]
 
@@ -27,6 +27,7 @@ def describe(
 ) -> list[dict[str, Any]]:
     """One row a linear: name, kind, shape, formats, kernel, whether simulated, bits per weight, why full precision.
 
+    Formats are those of ``weight``, ``act`` (the input) and ``out`` (the output, where what reads it gets it quantized).
     Also ``by_time``: None, or where widths may change with the noise level a list of ``{"low", "high", "weight_bits",
     "act_bits"}`` from low to high noise, None for full precision; and ``bank_bytes``, what weights beyond the largest one
     take where there are several.
@@ -56,9 +57,9 @@ def spec_of(module: nn.Module) -> Spec | None:
 def _row(layer: Layer, module: nn.Module, spec: Spec | None, clock: Clock) -> dict[str, Any]:
     shape = _shape(module)
     row: dict[str, Any] = {"name": layer.name, "kind": layer.kind, "shape": list(shape), "weight": None, "act": None}
-    row |= {"by_time": None, "bank_bytes": 0}
+    row |= {"out": None, "by_time": None, "bank_bytes": 0}
     runs = specs_run(spec)
-    if all(s.weight is None and s.act is None for s in runs):
+    if not is_quantized(spec):
         why = layer.keep or ("transformed, not quantized" if spec is not None else "not quantized")
         return row | {"kernel": None, "simulated": False, "bits_per_weight": None, "reason": why}
     kernels = _kernels(module, runs, shape)
@@ -66,7 +67,8 @@ def _row(layer: Layer, module: nn.Module, spec: Spec | None, clock: Clock) -> di
     bias = sum(p.numel() * p.element_size() for name, p in module.named_parameters(recurse=False) if name == "bias")
     return row | {
         "weight": _weight_words(spec, runs),
-        "act": _act_words(runs),
+        "act": _act_words([s.act for s in runs]),
+        "out": _act_words([s.out for s in runs]),
         "online": [part for part in _ONLINE if any(getattr(s, part) for s in runs)],
         "kernel": " | ".join(dict.fromkeys(kernel.name for kernel in kernels)),
         "simulated": any(is_simulated(s, kernel) for s, kernel in zip(runs, kernels, strict=True)),
@@ -103,9 +105,9 @@ def _weight_words(spec: Spec | None, runs: Sequence[LinearSpec]) -> str | None:
     return None if all(r.weight is None for r in runs) else " | ".join(str(r.weight or _FULL) for r in runs)
 
 
-def _act_words(runs: Sequence[LinearSpec]) -> str | None:
-    acts = dict.fromkeys(str(r.act or _FULL) for r in runs)
-    return None if list(acts) == [_FULL] else " | ".join(acts)
+def _act_words(acts: Sequence[Act | None]) -> str | None:
+    words = dict.fromkeys(str(act or _FULL) for act in acts)
+    return None if list(words) == [_FULL] else " | ".join(words)
 
 
 def _bytes_of(spec: LinearSpec, shape: tuple[int, int]) -> int:
@@ -115,7 +117,7 @@ def _bytes_of(spec: LinearSpec, shape: tuple[int, int]) -> int:
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """``layers`` and ``kernels`` of a results file, from the rows of ``describe``."""
-    done = [r for r in rows if r["weight"] is not None or r["act"] is not None]
+    done = [r for r in rows if any(r[side] is not None for side in ("weight", "act", "out"))]
     counts = {"quantized": len(done), "total": len(rows), "simulated": sum(bool(r["simulated"]) for r in done)}
     return {"layers": {**counts, "rows": list(rows)}, "kernels": dict(Counter(r["kernel"] for r in done))}
 
@@ -123,12 +125,14 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def plan_rows(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Rows grouped for reading: (kind, weight, activation, kernel, how many layers, how many weights), all short.
 
-    What goes without saying is left out: symmetric grids, ranges that are found anew for each input.
+    A quantized output is told with the activation. What goes without saying is left out: symmetric grids, ranges that are
+    found anew for each input.
     """
     groups: dict[tuple[str, ...], list[int]] = {}
     for r in rows:
         kernel = "simulated" if r["simulated"] else r["kernel"] or "-"
-        key = (r["kind"], _short(r["weight"]), _short(r["act"]), kernel)
+        act = _short(r["act"]) + (f", out {_short(r['out'])}" if r.get("out") else "")
+        key = (r["kind"], _short(r["weight"]), act, kernel)
         groups.setdefault(key, []).append(r["shape"][0] * r["shape"][1])
     return [(*key, str(len(sizes)), f"{sum(sizes):,}") for key, sizes in groups.items()]
 

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import nn
 
 from dither.inspection.rows import spec_of
-from dither.inspection.times import mean_widths, specs_run
+from dither.inspection.times import is_quantized, mean_widths
 from dither.nn import QLinear, TimedLinear, ViewedLinear
 
 __all__ = ["estimate", "size_on_disk", "stored_dtype"]
@@ -90,7 +90,7 @@ def _running(layers: Mapping[str, QLinear | TimedLinear | ViewedLinear]) -> dict
     weights, acts = [], []
     for module in layers.values():
         spec, count = spec_of(module), module.out_features * module.in_features
-        if all(run.weight is None and run.act is None for run in specs_run(spec)):
+        if not is_quantized(spec):
             continue  # transformed, not quantized
         assert spec is not None
         dense = [8 * b.element_size() for name, b in module.named_buffers() if name.endswith("weight_dense")]

@@ -11,7 +11,7 @@ from dither.clock import Clock
 from dither.errors import BadValue
 from dither.spec import Act, Codebook, Format, LinearSpec, Spec, Timed
 
-__all__ = ["by_time", "mean_widths", "specs_run", "width"]
+__all__ = ["by_time", "is_quantized", "mean_widths", "specs_run", "width"]
 
 
 def specs_run(spec: Spec | None) -> tuple[LinearSpec, ...]:
@@ -19,6 +19,11 @@ def specs_run(spec: Spec | None) -> tuple[LinearSpec, ...]:
     if spec is None or isinstance(spec, LinearSpec):
         return () if spec is None else (spec,)
     return spec.variants if isinstance(spec, Timed) else spec.specs
+
+
+def is_quantized(spec: Spec | None) -> bool:
+    """Whether anything of a layer is, at any time; online transforms alone are no quantization."""
+    return any(s.weight is not None or s.act is not None or s.out is not None for s in specs_run(spec))
 
 
 def width(fmt: Format | Act | None) -> float | None:

@@ -89,7 +89,7 @@ def plan(result: Results) -> Plan | None:
     formats = Counter(_format(row) for row in rows)
     kept: dict[str, list[str]] = {}
     for row in rows:
-        if text(row, "weight") is None:
+        if _kept(row):
             kept.setdefault(text(row, "reason") or "no reason was recorded", []).append(text(row, "name") or DASH)
     shown = [(reason, names[:NAMES_SHOWN], max(len(names) - NAMES_SHOWN, 0)) for reason, names in kept.items()]
     common = [(count, name) for name, count in formats.most_common()]
@@ -99,30 +99,36 @@ def plan(result: Results) -> Plan | None:
     return Plan(common, bank_sentence(result), shown, listing)
 
 
+def _kept(row: Mapping[str, Any]) -> bool:
+    """Whether nothing of a layer is quantized."""
+    return all(text(row, side) is None for side in ("weight", "act", "out"))
+
+
 def _format(row: Mapping[str, Any]) -> str:
-    if text(row, "weight") is None:
+    if _kept(row):
         return "full precision"
     weight, act = (
         f"{format_said(row, side) or 'full-precision'} {what}{' by noise level' if widths_said(row, side) else ''}"
         for side, what in (("weight", "weights"), ("act", "activations"))
     )
-    return f"{weight}, {act}"
+    out = text(row, "out")
+    return f"{weight}, {act}" + (f", {out} outputs" if out else "")
 
 
 def _plan_row(row: Mapping[str, Any]) -> Row:
     shape = numbers(row, "shape")
     bits, weight, kernel = number(row, "bits_per_weight"), text(row, "weight"), text(row, "kernel")
-    name = text(row, "name")
+    name, act, out = text(row, "name"), text(row, "act"), text(row, "out")
     cells = [
         Cell(name or DASH, sort=name, kind="code"),
         Cell.of_text(text(row, "kind")),
         Cell.of_number(weights_in(row) if shape else None, " × ".join(f"{side:.0f}" for side in shape) or DASH),
         _format_cell(row, "weight", weight or "full precision"),
-        _format_cell(row, "act", text(row, "act")),
+        _format_cell(row, "act", f"{act or 'full precision'}, output {out}" if out else act),
         Cell(kernel or DASH, sort=kernel, mark="simulated" if row.get("simulated") is True else ""),
         Cell.of_number(bits, decimals(bits, 2)),
     ]
-    return Row("kept" if weight is None else "done", cells)
+    return Row("kept" if _kept(row) else "done", cells)
 
 
 def _format_cell(row: Mapping[str, Any], side: str, words: str | None) -> Cell:

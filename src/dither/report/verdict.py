@@ -135,8 +135,8 @@ def cautions(entry: Entry) -> list[Caution]:
         found.append(
             Caution(
                 "Simulated",
-                f"{simulated:.0f}{of} quantized layers run on decoded weights in full precision. Sizes and pictures are"
-                " true; speed and memory are not claimed.",
+                f"{simulated:.0f}{of} quantized layers, or what reads their quantized outputs, compute in full precision."
+                " Sizes and pictures are true; speed and memory are not claimed.",
             )
         )
     skipped = records(result, "skipped")
