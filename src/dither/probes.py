@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["AbsMax", "MinMax", "Probe", "RowSample"]
+__all__ = ["AbsMax", "MinMax", "MovingRange", "Probe", "RowSample"]
 
 
 class Probe(Protocol):
@@ -44,6 +44,38 @@ class MinMax:
         index = _fold_rows(rows, self.lo.shape[0])[:, None].expand(-1, samples.shape[2])
         self.lo = self.lo.to(x.device).scatter_reduce(0, index, samples.amin(1), "amin")
         self.hi = self.hi.to(x.device).scatter_reduce(0, index, samples.amax(1), "amax")
+
+
+class MovingRange:
+    """Moving averages of what each call's range is in each channel group, for each clock row: ``lo``, ``hi`` (R, G) float32.
+
+        lo <- m lo + (1 - m) min over this call's values        hi <- m hi + (1 - m) max over this call's values
+
+    The first call that falls into a row sets it; rows that no call falls into stay at plus and minus infinity.
+
+    Args:
+        groups: G, how many groups of neighbouring channels; must divide their number.
+        rows: R.
+        momentum: m, in [0, 1).
+    """
+
+    def __init__(self, groups: int, rows: int, momentum: float) -> None:
+        self.lo = torch.full((rows, groups), torch.inf)
+        self.hi = torch.full((rows, groups), -torch.inf)
+        self.momentum = momentum
+
+    def update(self, x: Tensor, rows: Tensor) -> None:
+        """Take in one call's input."""
+        samples = _per_sample(x, rows)  # (B, n, K)
+        count, groups = self.lo.shape
+        now = MinMax(groups, count)
+        now.update(samples.reshape(len(samples), -1, groups, samples.shape[2] // groups).transpose(2, 3), rows)
+        self.lo, self.hi = self._moved(self.lo, now.lo), self._moved(self.hi, now.hi)
+
+    def _moved(self, old: Tensor, new: Tensor) -> Tensor:
+        old = old.to(new.device)
+        moved = self.momentum * old + (1 - self.momentum) * new
+        return torch.where(torch.isfinite(new), torch.where(torch.isfinite(old), moved, new), old)
 
 
 class RowSample:

@@ -1,5 +1,7 @@
 """Static activation tables."""
 
+import math
+
 import jobs
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from dither.errors import BadRecipe
 from dither.models import Call
 from dither.numerics import grid, grouped
+from dither.probes import MovingRange
 from dither.spec import Act, Int
 from dither.stages import Assign, Ranges, Rtn
 from dither.stages.base import Job
@@ -49,14 +52,47 @@ def test_the_table_is_the_min_max_of_each_time_group_and_branch(act, keep):
             assert torch.equal(layer.get_buffer("act_zero")[r], zero)
 
 
-def test_rows_that_no_call_fell_into_take_the_range_of_all_others():
+@pytest.mark.parametrize("act", [Act(Int(8, False), True), Act(Int(4, False, 4), True)], ids=str)
+def test_a_moving_average_follows_each_call_that_falls_into_a_row(act):
+    model = jobs.pipeline().transformer
+    job = jobs.run(stages(act), model)
+    x, rows = inputs(model, job)
+    sizes = [len(job.rows(call)) for call in jobs.calls()]
+    with torch.no_grad():
+        Ranges(momentum=0.75, keep=0.5).run(job)
+    layer = model.get_submodule(LAYER)
+    for r in range(6):
+        lo = hi = None
+        for mine, where in zip(x.split(sizes), rows.split(sizes), strict=True):
+            if (here := where == r).any():
+                values = grouped(mine[here].flatten(0, 1), act.grid.group)  # (n, G, g)
+                low, high = values.amin((0, 2)), values.amax((0, 2))
+                lo = low if lo is None else 0.75 * lo + 0.25 * low
+                hi = high if hi is None else 0.75 * hi + 0.25 * high
+        scale, zero = grid(0.5 * lo, 0.5 * hi, act.grid)
+        torch.testing.assert_close(layer.get_buffer("act_scale")[r], scale)
+        assert torch.equal(layer.get_buffer("act_zero")[r], zero)
+
+
+def test_a_moving_average_by_hand():
+    """Two groups of two channels, two rows: row 0 sees both calls, row 1 the second alone."""
+    probe = MovingRange(groups=2, rows=3, momentum=0.5)
+    probe.update(torch.tensor([[[1.0, -1.0, 4.0, 2.0]], [[5.0, 0.0, 3.0, 8.0]]]), torch.tensor([0, 0]))
+    probe.update(torch.tensor([[[-3.0, 1.0, 0.0, 0.0]], [[7.0, 9.0, -6.0, 6.0]]]), torch.tensor([0, 1]))
+    assert probe.lo.tolist() == [[-2.0, 1.0], [7.0, -6.0], [math.inf, math.inf]]
+    assert probe.hi.tolist() == [[3.0, 4.0], [9.0, 6.0], [-math.inf, -math.inf]]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_rows_that_no_call_fell_into_take_the_range_of_all_others(momentum):
     model = jobs.pipeline().transformer
     act = Act(Int(8, False), True)
     job = jobs.run(stages(act, groups=8, branches=1), model)
     x, rows = inputs(model, job)
     with torch.no_grad():
-        Ranges().run(job)
+        Ranges(momentum=momentum).run(job)
     assert 0 < len(set(rows.tolist())) < 8
+    assert len(jobs.calls()) == len(set(rows.tolist()))  # one call a row: no average moves
     scale, zero = grid(x.amin(), x.amax(), act.grid)
     layer = model.get_submodule(LAYER)
     for r in set(range(8)) - set(rows.tolist()):
@@ -94,6 +130,12 @@ def test_a_recipe_without_ranges_is_told_what_it_lacks():
     job = jobs.run(stages(Act(Int(8), True)), jobs.pipeline().transformer)
     with pytest.raises(BadRecipe, match="ranges"):
         job.finish()
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.0, 1.5, float("nan")])
+def test_momentum_lies_in_0_to_1(momentum):
+    with pytest.raises(BadRecipe, match=r"ranges\.momentum"):
+        jobs.run((*stages(Act(Int(8), True)), Ranges(momentum=momentum)), jobs.pipeline().transformer)
 
 
 @pytest.mark.parametrize("keep", [0.0, -1.0, 1.01, float("nan")])

@@ -2,7 +2,12 @@
 
 Dynamic ranges need nothing from here. A static table is calibrated with the weights already quantized and activations still
 exact: the min-max of each channel group over all calls whose noise level falls into the row's time group, shrunk by
-``keep``. Time groups are equal parts of the normalized noise level (TQ-DiT, arXiv 2502.04056, section 3.3), so one table
+``keep``. With a ``momentum`` m it is instead a moving average over these calls, as in the static baseline of Q-DiT's released
+code (arXiv 2406.17343, m = 0.9), where an outlier of one call counts for little:
+
+    lo <- m lo + (1 - m) min of this call        hi <- m hi + (1 - m) max of this call
+
+Time groups are equal parts of the normalized noise level (TQ-DiT, arXiv 2502.04056, section 3.3), so one table
 serves any number of sampling steps.
 """
 
@@ -12,10 +17,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dither.calibrate import MinMax
 from dither.errors import BadRecipe
 from dither.models.base import linear_at
-from dither.numerics import grid, grouped
+from dither.numerics import grid, grouped, groups
+from dither.probes import MinMax, MovingRange
 from dither.spec import Act
 from dither.stages.base import Job, Phase
 
@@ -28,33 +33,45 @@ class Ranges:
 
     Args:
         keep: fraction of the observed range that is kept.
+        momentum: share of the range so far in its moving average; 0 takes the min-max over all calls.
     """
 
     tag: ClassVar[str] = "ranges"
     phase: ClassVar[Phase] = Phase.ACT
     paper: ClassVar[str] = ""
     keep: float = 1.0
+    momentum: float = 0.0
 
     def run(self, job: Job) -> None:
         """Fill and switch on every static table."""
         if not 0 < self.keep <= 1:
             raise BadRecipe(f"ranges.keep {self.keep}: must lie in (0, 1]")
+        if not 0 <= self.momentum < 1:
+            raise BadRecipe(f"ranges.momentum {self.momentum}: must lie in [0, 1)")
         static = {n: s.act for n, s in job.specs.items() if s.act is not None and s.act.static}
         if not static:
             return
-        probes = {n: MinMax(linear_at(job.model, n).in_features, act.rows) for n, act in static.items()}
+        probes = {n: self._probe(linear_at(job.model, n).in_features, act) for n, act in static.items()}
         job.observe("measuring ranges", {n: (p,) for n, p in probes.items()})
         for name, act in static.items():
             job.activate(name, self._table(probes[name], act))
 
-    def _table(self, probe: MinMax, act: Act) -> dict[str, Tensor]:
-        seen = torch.isfinite(probe.lo).all(1)
-        lo, hi = probe.lo[seen], probe.hi[seen]  # rows that no call fell into take the range of all the others
-        lo = torch.where(seen[:, None], probe.lo, lo.amin(0)) * self.keep
-        hi = torch.where(seen[:, None], probe.hi, hi.amax(0)) * self.keep
-        if act.grid.group > 0:
-            lo, hi = grouped(lo, act.grid.group).amin(-1), grouped(hi, act.grid.group).amax(-1)  # (R, G)
-        else:
-            lo, hi = lo.amin(1, keepdim=True), hi.amax(1, keepdim=True)  # (R, 1)
+    def _probe(self, channels: int, act: Act) -> MinMax | MovingRange:
+        if not self.momentum:
+            return MinMax(channels, act.rows)
+        return MovingRange(groups(channels, act.grid.group), act.rows, self.momentum)
+
+    def _table(self, probe: MinMax | MovingRange, act: Act) -> dict[str, Tensor]:
+        lo, hi = _by_group(probe, act)  # (R, G)
+        seen = torch.isfinite(lo).all(1, keepdim=True)  # rows that no call fell into take the range of all the others
+        lo = torch.where(seen, lo, lo[seen[:, 0]].amin(0)) * self.keep
+        hi = torch.where(seen, hi, hi[seen[:, 0]].amax(0)) * self.keep
         scale, zero = grid(lo, hi, act.grid)
         return {"act_scale": scale} if zero is None else {"act_scale": scale, "act_zero": zero}
+
+
+def _by_group(probe: MinMax | MovingRange, act: Act) -> tuple[Tensor, Tensor]:
+    """Least and greatest value of each channel group, (R, G) each."""
+    if isinstance(probe, MovingRange):
+        return probe.lo, probe.hi
+    return grouped(probe.lo, act.grid.group).amin(-1), grouped(probe.hi, act.grid.group).amax(-1)
