@@ -14,6 +14,7 @@ from dither.spec import Act, Bits, Codebook, Int, Recipe, from_json, to_json
 from dither.stages import (
     STAGES,
     Assign,
+    Attention,
     Clip,
     Mixed,
     Phase,
@@ -65,6 +66,12 @@ ROWS: dict[str, tuple[Stage, tuple[Stage, ...]]] = {
     "assign weight only": (Assign(weight=Int(3, False, 8)), (Assign(weight=Int(3, False, 8)), Rtn())),
     "assign codebook": (Assign(weight=Codebook(2, 16)), (Assign(weight=Codebook(2, 16)), Rtn())),
     "assign act only": (Assign(act=Act(Int(8))), (Assign(act=Act(Int(8))), Rtn())),
+    "attention": (Attention(), (PLAIN, Attention(), Rtn())),
+    "attention alone": (Attention(3, True, "to_v"), (Attention(3, True, "to_v"), Rtn())),
+    "attention of widths that change": (
+        Attention(bits=4),
+        (PLAIN, Widen(layers="to_q", ranges=2, at=(1,), weight=8), Attention(bits=4), Rtn()),
+    ),
     "widen always": (Widen(blocks=(-1,), weight=6, act=6), (PLAIN, Widen(blocks=(-1,), weight=6, act=6), Rtn())),
     "widen at times": (
         Widen(layers="ff|to_q", ranges=4, at=(0, 3), weight=8),
@@ -79,6 +86,7 @@ ROWS: dict[str, tuple[Stage, tuple[Stage, ...]]] = {
     "rtn": (Rtn(), (PLAIN, Rtn())),
     "ranges": (Ranges(), (STATIC, Rtn(), Ranges())),
     "ranges shrunk": (Ranges(keep=0.9), (STATIC, Rtn(), Ranges(keep=0.9))),
+    "ranges moving": (Ranges(momentum=0.9), (STATIC, Rtn(), Ranges(momentum=0.9))),
 }
 """What it shows -> the stage with these switches, and a whole recipe with it."""
 TRANSFORMS = [name for name, (stage, _) in ROWS.items() if stage.phase == Phase.TRANSFORM]

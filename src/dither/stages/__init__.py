@@ -13,6 +13,7 @@ from typing import Any
 from dither.errors import BadCheckpoint, BadFormat, BadRecipe
 from dither.spec import Recipe, fits, from_json, to_json
 from dither.stages.assign import Assign
+from dither.stages.attention import Attention
 from dither.stages.base import Job, Phase, Stage, Store, Study, StudySettings
 from dither.stages.clip import Clip
 from dither.stages.mixed import Mixed
@@ -27,6 +28,7 @@ from dither.stages.widen import Widen
 __all__ = [
     "STAGES",
     "Assign",
+    "Attention",
     "Clip",
     "Job",
     "Mixed",
@@ -48,7 +50,7 @@ __all__ = [
 ]
 
 STAGES: dict[str, type[Any]] = {
-    c.tag: c for c in (Smooth, Rotate, Assign, Mixed, Program, Widen, TimedSmooth, Clip, Rtn, Ranges)
+    c.tag: c for c in (Smooth, Rotate, Assign, Attention, Mixed, Program, Widen, TimedSmooth, Clip, Rtn, Ranges)
 }
 
 

@@ -203,7 +203,7 @@ class Job:
                 raise BadRecipe(f"layer '{name}' is rotated twice: one rotating stage must leave it out")
             spec, tensors["rotation_signs"] = replace(spec, rotation=rotation[0]), rotation[1]
         self.specs[name] = spec
-        self._install(name, replace(spec, weight=None, act=None, lowrank=None), tensors)
+        self._install(name, replace(spec, weight=None, act=None, lowrank=None, out=None), tensors)
 
     def split(self, name: str, lowrank: LowRank, tensors: Mapping[str, Tensor], rest: Tensor) -> None:
         """Give a layer a low-rank branch; its dense weight becomes what the branch leaves.
@@ -218,7 +218,7 @@ class Job:
         self._check_fits(name, spec)
         self.specs[name] = spec
         kept = {**besides_weight(linear_at(self.model, name)), **tensors, "weight_dense": rest}
-        self._install(name, replace(spec, weight=None, act=None), kept)
+        self._install(name, replace(spec, weight=None, act=None, out=None), kept)
 
     def imitation(self, name: str, weight: Format | None, act: Act | None) -> QLinear:
         """A linear like this one, transforms included, with its weight rounded to a format and its input quantized.

@@ -54,7 +54,8 @@ def check_finished(model: nn.Module, specs: Mapping[str, LinearSpec], varied: Ma
         if name in varied:
             continue
         module = linear_at(model, name)
-        if not isinstance(module, QLinear) or (plain.weight is not None and module.spec.weight is None):
+        weight = module.spec.weight if isinstance(module, QLinear) else None
+        if plain.weight is not None and weight is None:
             raise BadRecipe(f"layer '{name}' is to have {plain.weight} weights, but no stage of the recipe makes them")
-        if module.spec != plain:
-            raise BadRecipe(f"layer '{name}' is to be {plain}, but no stage (such as 'ranges') finished it")
+        if not isinstance(module, QLinear) or module.spec != plain:
+            raise BadRecipe(f"layer '{name}' is to be {plain}, but no stage (such as 'rtn' or 'ranges') finished it")
