@@ -85,10 +85,10 @@ def _check_finite(calls: Sequence[Call]) -> None:
                 raise BadValue(f"calibration: '{name}' of denoiser call {i} holds NaN or infinity")
 
 
-def replay(model: nn.Module, call: Call) -> Any:
-    """Make a recorded call again, without gradients."""
+def replay(model: nn.Module, call: Call, *, gradients: bool = False) -> Any:
+    """Make a recorded call again, without gradients unless they are asked for."""
     device = _device(model)
-    with torch.no_grad():
+    with torch.set_grad_enabled(gradients):
         return model(*_to(call.args, device), **_to(call.kwargs, device))
 
 

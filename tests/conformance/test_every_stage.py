@@ -16,6 +16,9 @@ from dither.stages import (
     Assign,
     Attention,
     Clip,
+    GroupProgram,
+    Groups,
+    HessianTrace,
     Mixed,
     Phase,
     Program,
@@ -38,6 +41,10 @@ MIXED = Mixed(
 BANKS = dataclasses.replace(MIXED, nested=False, act=None)
 STORED = dataclasses.replace(MIXED, stored=True)
 PROGRAM = Program(weight=6.0, weight_widths=(4, 8), ranges=2, samples=2, steps=2)
+GROUPED = Assign(weight=Int(4, False, 8), act=Act(Int(8, group=8)), adaln=Int(8, group=8))
+SIZES = {"transformer_blocks.0.attn1.to_q": 4, "transformer_blocks.1.norm1.linear": 16}
+BY_PICTURES = GroupProgram(sizes=(4, 8, 16), samples=2, steps=2)
+BY_OUTPUTS = GroupProgram(sizes=(4, 8, 16), bits=8.5, pictures=False, rows=64)
 STATIC = Assign(weight=Int(8), act=Act(Int(8, False), static=True), adaln=Int(8), time_groups=3, branches=2)
 
 ROWS: dict[str, tuple[Stage, tuple[Stage, ...]]] = {
@@ -81,6 +88,13 @@ ROWS: dict[str, tuple[Stage, tuple[Stage, ...]]] = {
     "mixed, banks": (BANKS, (PLAIN, BANKS, Rtn())),
     "mixed, stored": (STORED, (Rotate(), PLAIN, STORED, Clip(outputs=False), Rtn())),
     "integer program": (PROGRAM, (PLAIN, PROGRAM, Rtn())),
+    "groups": (Groups(SIZES), (GROUPED, Groups(SIZES), Rtn())),
+    "group program": (BY_PICTURES, (GROUPED, BY_PICTURES, Rtn())),
+    "group program, outputs": (BY_OUTPUTS, (Smooth(online=True), GROUPED, BY_OUTPUTS, Clip(outputs=False), Rtn())),
+    "hessian trace": (
+        HessianTrace(sizes=(4, 8, 16), calls=2),
+        (Rotate(), GROUPED, HessianTrace(sizes=(4, 8, 16), calls=2), Rtn()),
+    ),
     "clip by outputs": (Clip(steps=5, rows=64), (PLAIN, Clip(steps=5, rows=64), Rtn())),
     "clip by weights": (Clip(outputs=False, power=2.0), (PLAIN, Clip(outputs=False, power=2.0), Rtn())),
     "rtn": (Rtn(), (PLAIN, Rtn())),

@@ -16,6 +16,9 @@ from dither.stages.assign import Assign
 from dither.stages.attention import Attention
 from dither.stages.base import Job, Phase, Stage, Store, Study, StudySettings
 from dither.stages.clip import Clip
+from dither.stages.group_program import GroupProgram
+from dither.stages.groups import Groups
+from dither.stages.hessian_trace import HessianTrace
 from dither.stages.mixed import Mixed
 from dither.stages.program import Program
 from dither.stages.ranges import Ranges
@@ -26,10 +29,14 @@ from dither.stages.timed_smooth import TimedSmooth
 from dither.stages.widen import Widen
 
 __all__ = [
+    "SEARCHES",
     "STAGES",
     "Assign",
     "Attention",
     "Clip",
+    "GroupProgram",
+    "Groups",
+    "HessianTrace",
     "Job",
     "Mixed",
     "Phase",
@@ -50,8 +57,15 @@ __all__ = [
 ]
 
 STAGES: dict[str, type[Any]] = {
-    c.tag: c for c in (Smooth, Rotate, Assign, Attention, Mixed, Program, Widen, TimedSmooth, Clip, Rtn, Ranges)
-}
+    c.tag: c
+    for c in (
+        Smooth, Rotate, Assign, Attention, Mixed, Program, Widen, Groups, GroupProgram, HessianTrace, TimedSmooth,
+        Clip, Rtn,
+        Ranges,
+    )
+}  # fmt: skip
+SEARCHES = frozenset(c.tag for c in (GroupProgram, HessianTrace))
+"""Stages that search a group size for each layer, and note what they found as ``granularity.settle`` does."""
 
 
 def describe(stages: Sequence[Stage]) -> tuple[tuple[str, Mapping[str, Any]], ...]:
@@ -88,6 +102,10 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
                 f"recipe '{recipe.name}': stage '{after.tag}' ({after.phase.name}) cannot follow "
                 f"'{before.tag}' ({before.phase.name})"
             )
+    if len(searching := [stage.tag for stage in stages if stage.tag in SEARCHES]) > 1:
+        raise BadRecipe(
+            f"recipe '{recipe.name}': '{searching[0]}' and '{searching[1]}' both search group sizes: leave one out"
+        )
     tags = {stage.tag for stage in stages}
     if TimedSmooth.tag in tags and (mixing := tags & {Mixed.tag, Program.tag}):
         raise BadRecipe(
