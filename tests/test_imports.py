@@ -41,6 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "zoo": {"errors"},
     "weightfile": {"errors"},
     "store": {"errors"},
+    "recorded": {"calibrate", "models", "evaluation", "weightfile", "errors"},
 }
 """Room -> the rooms that it may know. What is not listed stands above all of these, and only ``cli`` above that."""
 RUNNING = ("spec", "numerics", "kernels", "packed", "clock", "nn", "models", "checkpoint", "integrations")
