@@ -207,6 +207,56 @@ def test_the_header_tells_how_it_was_made():
     assert header_of(model).version == dither.__version__
 
 
+# --- stored calls
+
+
+@pytest.mark.parametrize("recipe", ["smoothquant", "rtn-clip", "vidit-q"])
+def test_stored_calls_give_what_drawing_them_gives(recipe, tmp_path):
+    dither.save_calls(tmp_path / "c.safetensors", dither.record(jobs.pipeline(), calibration=HOW, seed=3))
+    calls = dither.load_calls(tmp_path / "c.safetensors")
+    drawn = dither.quantize(jobs.pipeline(), recipe, "w4a8", calibration=HOW, seed=3).transformer
+    pipe = jobs.pipeline()
+    pipe.scheduler = None  # drawing would fail
+    stored = dither.quantize(pipe, recipe, "w4a8", calls=calls, seed=3).transformer
+    assert jobs.same_tensors(stored, drawn)
+    few = dither.quantize(jobs.pipeline(), recipe, "w4a8", calls=calls[:1], seed=3).transformer
+    assert not jobs.same_tensors(few, drawn)
+
+
+def test_a_stranger_is_calibrated_with_what_its_own_sampler_did(tmp_path):
+    model, other = stranger(), stranger()
+    calls = dither.record(model, run=lambda: sampler(model))
+    dither.save_calls(tmp_path / "c.safetensors", calls, model)
+    dither.quantize(model, "rtn-clip", "w4a8", run=lambda: sampler(model))
+    dither.quantize(other, "rtn-clip", "w4a8", calls=dither.load_calls(tmp_path / "c.safetensors"))
+    assert jobs.same_tensors(model, other)
+
+
+def test_the_header_tells_which_calls_were_stored():
+    calls = dither.record(jobs.pipeline(), calibration=HOW)
+    made = [dither.quantize(jobs.pipeline(), "smoothquant", calls=c).transformer for c in (calls, calls[:1])]
+    told = [header_of(model).recipe["calibration"] for model in made]
+    assert [each["stored_calls"] for each in told] == [len(calls), 1]
+    assert told[0]["digest"] != told[1]["digest"]
+
+
+def test_what_a_network_alone_cannot_record():
+    with pytest.raises(BadValue, match="Stranger is a network without a sampler: give run="):
+        dither.record(stranger())
+
+
+def test_calls_of_another_model_change_nothing():
+    calls = dither.record(jobs.pipeline(), calibration=HOW)
+    model = stranger()
+    with pytest.raises(BadValue, match=r"calls= does not fit Stranger: denoiser call 0: .*unexpected keyword"):
+        dither.quantize(model, "rtn", calls=calls)
+    with pytest.raises(BadValue, match="calls= holds no denoiser call"):
+        dither.quantize(model, "rtn", calls=())
+    with pytest.raises(BadValue, match="run= or calls=, not both"):
+        dither.quantize(model, "rtn", calls=calls, run=lambda: sampler(model))
+    assert jobs.same_tensors(model, stranger())
+
+
 # --- refusals
 
 

@@ -16,9 +16,24 @@ from dither.errors import DitherError
 from dither.integrations.diffusers import register as _register_quantizer
 from dither.measure import compare, evaluate
 from dither.quantization import Calibration, quantize
+from dither.quantization import record_calls as record
+from dither.recorded import load_calls, save_calls
 from dither.zoo import register as _register_pipeline
 
-__all__ = ["Calibration", "DitherError", "__version__", "compare", "evaluate", "load", "quantize", "recipes", "save"]
+__all__ = [
+    "Calibration",
+    "DitherError",
+    "__version__",
+    "compare",
+    "evaluate",
+    "load",
+    "load_calls",
+    "quantize",
+    "recipes",
+    "record",
+    "save",
+    "save_calls",
+]
 
 _register_quantizer()
 _register_pipeline()

@@ -23,6 +23,7 @@ from dither.errors import BadModel, BadValue, Refused
 from dither.integrations.diffusers import ClockReader, stamp
 from dither.models import Call, adapter_for
 from dither.nn import QLinear, packed_tensors
+from dither.recorded import check_fit, digest_of
 from dither.sampling import default_labels, sampler_for
 from dither.spec import Recipe
 from dither.stages import Job, Phase, Store, Study, StudySettings, stages_of
@@ -34,6 +35,7 @@ __all__ = [
     "denoiser_of",
     "plan_ahead",
     "quantize",
+    "record_calls",
     "resolve_recipe",
     "sample_seeds",
     "stored_as",
@@ -96,6 +98,7 @@ def quantize(
     bits: str | None = None,
     *,
     run: Callable[[], object] | None = None,
+    calls: Sequence[Call] | None = None,
     settings: Sequence[str] = (),
     calibration: Calibration | None = None,
     seed: int = 0,
@@ -110,8 +113,9 @@ def quantize(
         recipe: a name (see ``dither.recipes``) or a Recipe.
         bits: such as "w4a8"; the recipe's default if None.
         run: your own sampler, which calls the module; needed for a bare module if the recipe needs data.
+        calls: in place of ``run``: denoiser calls that were recorded earlier, see ``dither.load_calls``.
         settings: ``STAGE.FIELD=VALUE`` changes to the recipe.
-        calibration: how pictures are drawn for data when ``run`` is not given.
+        calibration: how pictures are drawn for data when neither ``run`` nor ``calls`` is given.
         seed: of everything random.
         storage: dtype that what stays in full precision is rounded to, as it will be saved; None leaves it alone.
         store: keeps finished layers, so that an interrupted run can go on.
@@ -122,15 +126,19 @@ def quantize(
 
     Raises:
         BadRecipe, BadFormat: the recipe is unknown, or does not fit the model.
-        BadValue: NaN or infinity in weights or calibration, or no way to get calibration data.
+        BadValue: NaN or infinity in weights or calibration, no way to get calibration data, or calls that do not fit.
     """
+    if run is not None and calls is not None:
+        raise BadValue("give run= or calls=, not both")
     found = resolve_recipe(recipe, bits, settings)
     stages = stages_of(found)
     model = denoiser_of(target).eval()
     _check_ready(model)
+    if calls is not None:
+        check_fit(calls, model, "calls=")
     plan_ahead(target, found, seed)  # a format that does not fit is refused before anything is changed
     how = calibration or Calibration()
-    job = Job(model, adapter_for(model), found.bits, seed, calibration_calls(target, how, seed, run), store)
+    job = Job(model, adapter_for(model), found.bits, seed, calibration_calls(target, how, seed, run, calls), store)
     if isinstance(target, DiffusionPipeline):
         job.study = partial(_studied, target, how, seed)
     job.progress = _returning_memory(progress or job.progress)
@@ -148,13 +156,19 @@ def quantize(
         raise BadModel(f"the recipe '{found.name}' left every linear of {type(model).__name__} in full precision")
     start_clock(model, job.clock, ClockReader(job.adapter, model))
     # Nobody knows a caller's own sampler.
-    how_made = {**vars(how), "prompts": list(how.prompts)}
-    told = {**recipes.recipe_to(found), "seed": seed, "calibration": None if run is not None else how_made}
+    told = {**recipes.recipe_to(found), "seed": seed, "calibration": None if run is not None else _how_made(how, calls)}
     if job.notes:
         told["notes"] = job.notes
     header = Header(plan, told, __version__)
     (stamp if isinstance(model, ConfigMixin) else attach)(model, header)
     return target
+
+
+def _how_made(how: Calibration, calls: Sequence[Call] | None) -> dict[str, Any]:
+    """Where calibration data came from, as JSON."""
+    if calls is not None:
+        return {"stored_calls": len(calls), "digest": digest_of(calls)}
+    return {**vars(how), "prompts": list(how.prompts)}
 
 
 def plan_ahead(target: Any, recipe: Recipe, seed: int = 0) -> Job:
@@ -206,9 +220,16 @@ def _returning_memory(progress: Callable[[str, int, int], None]) -> Callable[[st
 
 
 def calibration_calls(
-    target: Any, how: Calibration, seed: int, run: Callable[[], object] | None = None
+    target: Any,
+    how: Calibration,
+    seed: int,
+    run: Callable[[], object] | None = None,
+    calls: Sequence[Call] | None = None,
 ) -> Callable[[], tuple[Call, ...]]:
-    """What records the denoiser calls of calibration pictures, or those of ``run``, when it is called."""
+    """What records the denoiser calls of calibration pictures, or those of ``run``, when called; or gives ``calls``."""
+    if calls is not None:
+        given = tuple(calls)
+        return lambda: given
     model = denoiser_of(target)
 
     def draw() -> None:
@@ -221,6 +242,29 @@ def calibration_calls(
             raise BadValue(f"calibration: {e}") from None
 
     return lambda: record(model, run or draw, limit=how.calls, seed=seed)
+
+
+def record_calls(
+    target: Any, *, calibration: Calibration | None = None, seed: int = 0, run: Callable[[], object] | None = None
+) -> tuple[Call, ...]:
+    """The denoiser calls that ``quantize`` records of a full-precision model, with the same arguments.
+
+    Args:
+        target: a diffusers pipeline, or a module (then with ``run``); put into eval mode.
+        calibration: how pictures are drawn, and how many calls are kept.
+        seed: of noise, and of which calls are kept.
+        run: your own sampler, in place of drawing pictures.
+
+    Raises:
+        BadModel: not a denoiser, or never called.
+        BadValue: NaN or infinity in a call, or no way to draw pictures.
+    """
+    model = denoiser_of(target).eval()
+    if run is None and target is model:
+        raise BadValue(
+            f"{type(model).__name__} is a network without a sampler: give run=, a callable that samples with it"
+        )
+    return calibration_calls(target, calibration or Calibration(), seed, run)()
 
 
 def _studied(pipeline: DiffusionPipeline, how: Calibration, seed: int, settings: StudySettings) -> Study:

@@ -92,9 +92,9 @@ def gather(small: Subject, full: Subject, what: Drawing, how: Judging, done: Fin
 
 
 def _quantize_command(model: str, checkpoint: str, made: Mapping[str, Any]) -> str | None:
-    """What makes the checkpoint again from its recipe as a file; None where a sampler of the user's own was used."""
+    """What makes the checkpoint again from its recipe as a file; None where its data were of the user's own."""
     how = made["calibration"]
-    if not isinstance(how, Mapping) or how.get("prompts"):
+    if not isinstance(how, Mapping) or how.get("prompts") or "stored_calls" in how:
         return None
     options = " ".join(f"--{name} {how[name]}" for name in ("samples", "steps", "guidance", "calls") if name in how)
     return f"dither quantize {model} -o {checkpoint} --recipe-file recipe.json --seed {made['seed']} {options}"
