@@ -37,7 +37,7 @@ def test_entry_point():
 
 def test_help_names_every_command(dither):
     text = dither("--help").stdout
-    for command in ("quantize", "sample", "eval", "inspect", "report", "recipes", "demo"):
+    for command in ("quantize", "record", "sample", "eval", "inspect", "report", "recipes", "demo"):
         assert command in text
         assert dither(f"{command} --help").exit_code == 0
     assert dither("--version").stdout == f"dither {__version__}\n"

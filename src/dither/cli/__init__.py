@@ -1,4 +1,4 @@
-"""The command line: ``dither quantize | sample | eval | inspect | report | recipes | demo``.
+"""The command line: ``dither quantize | record | sample | eval | inspect | report | recipes | demo``.
 
 Thin: each command reads its options, calls the Python API, and prints. Exit codes: 0 done, 1 a ``--fail-if`` failed,
 2 bad input, with one sentence that names it.

@@ -8,10 +8,14 @@ import typer
 
 from dither._version import __version__
 from dither.cli import show
+from dither.cli.calls import ABOUT_RECORD, record
 from dither.cli.console import check_target, command_line, errors, note, out, progress_bars, write_json
 from dither.cli.evaluate import ABOUT, judge
 from dither.cli.options import (
     Batch,
+    CallsFile,
+    CallsKept,
+    Drawn,
     Guidance,
     Labels,
     Model,
@@ -20,6 +24,7 @@ from dither.cli.options import (
     Settings,
     Steps,
     ToJson,
+    check_no_drawing,
     labels_of,
     lines_of,
 )
@@ -48,6 +53,7 @@ def _root(version: Annotated[bool, typer.Option("--version", callback=_version, 
 
 @app.command()
 def quantize(
+    context: typer.Context,
     model: Model,
     output: Annotated[Path, typer.Option("-o", "--output", help="folder to write; must not exist, or be empty")],
     recipe: Annotated[str, typer.Option(help="name of a recipe; see 'dither recipes'")] = "rtn",
@@ -56,11 +62,12 @@ def quantize(
     recipe_file: Annotated[Optional[Path], typer.Option(help="a recipe as JSON, in place of a name")] = None,  # noqa: UP045
     seed: Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted run")] = False,
-    samples: Annotated[int, typer.Option(help="pictures drawn for calibration")] = 16,
+    samples: Drawn = 16,
     steps: Steps = 25,
     guidance: Guidance = 1.5,
-    calls: Annotated[int, typer.Option(help="denoiser calls kept for calibration")] = 64,
+    calls: CallsKept = 64,
     prompts: Prompts = None,
+    calls_file: CallsFile = None,
     json_file: ToJson = None,
 ) -> None:
     """Quantize a model and save it packed; prints the plan first."""
@@ -75,10 +82,11 @@ def quantize(
             if bits is not None:
                 raise BadRecipe("--bits belongs to a named recipe; a recipe file has its own")
             found = resolve_recipe(recipe_from(_read_json(recipe_file)), None, settings or ())
+        check_no_drawing(context, calls_file)
         check_target("--json", json_file)
         how = Calibration(samples, steps, guidance, calls, tuple(lines_of(prompts)))
         with progress_bars() as progress:
-            result = quantize_to(model, output, found, how, seed, resume, progress)
+            result = quantize_to(model, output, found, how, seed, resume, progress, calls_file)
         out.print(show.saved(output, result["size"]))
         if json_file is not None:
             write_json(json_file, {**result, "command": command_line()})
@@ -115,6 +123,9 @@ def sample(
 
 for _name, _about in ABOUT.items():
     app.command(_name, help=_about)(judge)
+
+
+app.command(help=ABOUT_RECORD)(record)
 
 
 @app.command()

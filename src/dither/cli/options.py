@@ -9,6 +9,9 @@ from dither.errors import DitherError
 
 __all__ = [
     "Batch",
+    "CallsFile",
+    "CallsKept",
+    "Drawn",
     "Guidance",
     "Labels",
     "Model",
@@ -17,6 +20,7 @@ __all__ = [
     "Settings",
     "Steps",
     "ToJson",
+    "check_no_drawing",
     "labels_of",
     "lines_of",
 ]
@@ -31,8 +35,22 @@ Settings = Annotated[
 ]
 Labels = Annotated[Optional[str], typer.Option("--classes", help="class numbers, separated by commas; all by default")]  # noqa: UP045
 Prompts = Annotated[Optional[Path], typer.Option(help="text file with one prompt a line")]  # noqa: UP045
+Drawn = Annotated[int, typer.Option(help="pictures drawn for calibration")]
+CallsKept = Annotated[int, typer.Option(help="denoiser calls kept for calibration")]
+CallsFile = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="calibrate with these calls ('dither record', or x, t, y as .npz) instead of drawing"),
+]
 Batch = Annotated[int, typer.Option(help="pictures at a time")]
 ToJson = Annotated[Optional[Path], typer.Option("--json", help="write the results here")]  # noqa: UP045
+
+
+def check_no_drawing(context: typer.Context, calls_file: Path | None) -> None:
+    """Refuse options that say how calibration pictures are drawn beside a file of calls: nothing is drawn then."""
+    for name in ("samples", "steps", "guidance", "calls"):
+        source = context.get_parameter_source(name)
+        if calls_file is not None and source is not None and source.name != "DEFAULT":
+            raise DitherError(f"give --calls-file or --{name}, not both: stored calls were drawn already")
 
 
 def lines_of(path: Path | None) -> list[str]:

@@ -11,6 +11,7 @@ from dither import api, recipes
 from dither._version import __version__
 from dither.checkpoint import header_of
 from dither.cli import show
+from dither.cli.calls import beside, told
 from dither.cli.console import out, resumable, write, write_json
 from dither.errors import DitherError, Refused
 from dither.inspection import describe, estimate, size_on_disk, stays, stored_dtype, summary
@@ -19,6 +20,7 @@ from dither.measure.subjects import scheduler_settings
 from dither.nn import QLinear, TimedLinear
 from dither.pictures import grid, save_npz
 from dither.quantization import Calibration, plan_ahead, quantize, sample_seeds
+from dither.recorded import open_calls
 from dither.report import render
 from dither.sampling import default_labels, sampler_for
 from dither.sources import Source, open_source
@@ -36,13 +38,22 @@ DEMO_BATCH = 16
 
 
 def quantize_to(
-    model: str, output: Path, recipe: Recipe, how: Calibration, seed: int, resume: bool, progress: Progress
+    model: str,
+    output: Path,
+    recipe: Recipe,
+    how: Calibration,
+    seed: int,
+    resume: bool,
+    progress: Progress,
+    calls_file: Path | None = None,
 ) -> dict[str, Any]:
     """Open, show the plan, quantize, save. Returns sizes and layers as JSON."""
     check_output(output, resume)
     source = open_source(model)
     if any(isinstance(m, QLinear | TimedLinear) for m in source.model.modules()):
         raise Refused(f"'{model}' is quantized already: quantize its full-precision original instead")
+    given = None if calls_file is None else open_calls(calls_file, source.model)
+    how = how if given is None else beside(how, given)
     storage = stored_dtype(source.weight_files)
     target = source.pipeline if source.pipeline is not None else source.model
     ahead = plan_ahead(target, recipe, seed)
@@ -53,9 +64,12 @@ def quantize_to(
             out.print(
                 f"'{stage.tag}' gives each layer its widths after drawing pictures: the plan shows what it starts from"
             )
-    store = open_store(output, _job(source, recipe, how, seed), resume)
+    store = open_store(output, _job(source, recipe, how, seed) | told(given), resume)
     with resumable(lambda: _way_on(store)), _named_writes():
-        quantize(target, recipe, calibration=how, seed=seed, storage=storage, store=store, progress=progress)
+        calls = None if given is None else given.calls
+        quantize(
+            target, recipe, calls=calls, calibration=how, seed=seed, storage=storage, store=store, progress=progress
+        )
         is_file = Path(model).is_file()
         api.save(source.model if source.pipeline is None or is_file else target, output, storage=storage)
     store.remove()
