@@ -16,6 +16,7 @@ from dither.cli.options import (
     CallsFile,
     CallsKept,
     Drawn,
+    GroupsFile,
     Guidance,
     Labels,
     Model,
@@ -68,6 +69,7 @@ def quantize(
     calls: CallsKept = 64,
     prompts: Prompts = None,
     calls_file: CallsFile = None,
+    groups_file: GroupsFile = None,
     json_file: ToJson = None,
 ) -> None:
     """Quantize a model and save it packed; prints the plan first."""
@@ -86,7 +88,7 @@ def quantize(
         check_target("--json", json_file)
         how = Calibration(samples, steps, guidance, calls, tuple(lines_of(prompts)))
         with progress_bars() as progress:
-            result = quantize_to(model, output, found, how, seed, resume, progress, calls_file)
+            result = quantize_to(model, output, found, how, seed, resume, progress, calls_file, groups_file)
         out.print(show.saved(output, result["size"]))
         if json_file is not None:
             write_json(json_file, {**result, "command": command_line()})

@@ -12,6 +12,7 @@ __all__ = [
     "CallsFile",
     "CallsKept",
     "Drawn",
+    "GroupsFile",
     "Guidance",
     "Labels",
     "Model",
@@ -40,6 +41,12 @@ CallsKept = Annotated[int, typer.Option(help="denoiser calls kept for calibratio
 CallsFile = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(help="calibrate with these calls ('dither record', or x, t, y as .npz) instead of drawing"),
+]
+GroupsFile = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--groups", help="use the group sizes in this groups.json, which a search wrote, instead of searching"
+    ),
 ]
 Batch = Annotated[int, typer.Option(help="pictures at a time")]
 ToJson = Annotated[Optional[Path], typer.Option("--json", help="write the results here")]  # noqa: UP045

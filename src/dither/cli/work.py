@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dither import api, recipes
+from dither import allocation, api, recipes
 from dither._version import __version__
 from dither.checkpoint import header_of
 from dither.cli import show
@@ -25,7 +25,7 @@ from dither.report import render
 from dither.sampling import default_labels, sampler_for
 from dither.sources import Source, open_source
 from dither.spec import Recipe
-from dither.stages import Mixed, Program, stages_of
+from dither.stages import SEARCHES, Mixed, Program, stages_of
 from dither.store import FolderStore, check_output, open_store
 
 __all__ = ["inspect_model", "quantize_to", "run_demo", "sample_to"]
@@ -46,12 +46,16 @@ def quantize_to(
     resume: bool,
     progress: Progress,
     calls_file: Path | None = None,
+    groups_file: Path | None = None,
 ) -> dict[str, Any]:
     """Open, show the plan, quantize, save. Returns sizes and layers as JSON."""
     check_output(output, resume)
+    groups = None if groups_file is None else allocation.open_groups(groups_file)
     source = open_source(model)
     if any(isinstance(m, QLinear | TimedLinear) for m in source.model.modules()):
         raise Refused(f"'{model}' is quantized already: quantize its full-precision original instead")
+    if groups is not None:
+        recipe = recipes.with_groups(recipe, groups.sizes_for(source.model))
     given = None if calls_file is None else open_calls(calls_file, source.model)
     how = how if given is None else beside(how, given)
     storage = stored_dtype(source.weight_files)
@@ -59,11 +63,9 @@ def quantize_to(
     ahead = plan_ahead(target, recipe, seed)
     rows = describe(source.model, source.adapter, ahead.promised, ahead.clock)
     out.print(show.plan(source.name, recipe, rows, estimate(source.model, rows, storage), source.weight_bytes))
-    for stage in stages_of(recipe):
-        if isinstance(stage, Mixed | Program) and (stage.weight, stage.act) != (None, None):
-            out.print(
-                f"'{stage.tag}' gives each layer its widths after drawing pictures: the plan shows what it starts from"
-            )
+    _say_what_follows(recipe)
+    search = allocation.search_of(recipe)
+    prints = {} if search is None else allocation.fingerprints(source.model)
     store = open_store(output, _job(source, recipe, how, seed) | told(given), resume)
     with resumable(lambda: _way_on(store)), _named_writes():
         calls = None if given is None else given.calls
@@ -72,6 +74,8 @@ def quantize_to(
         )
         is_file = Path(model).is_file()
         api.save(source.model if source.pipeline is None or is_file else target, output, storage=storage)
+        if search is not None:
+            write_json(output / allocation.FILE, allocation.found(source.model, search, prints))
     store.remove()
     saved = _opened_folder(output)
     rows = describe(source.model, source.adapter)
@@ -86,6 +90,17 @@ def quantize_to(
         "seed": seed,
         "versions": versions(),
     }
+
+
+def _say_what_follows(recipe: Recipe) -> None:
+    """Which stages go on from the plan that was shown."""
+    for stage in stages_of(recipe):
+        if stage.tag in SEARCHES:
+            out.print(f"'{stage.tag}' searches a group size for each layer: the plan shows what it starts from")
+        if isinstance(stage, Mixed | Program) and (stage.weight, stage.act) != (None, None):
+            out.print(
+                f"'{stage.tag}' gives each layer its widths after drawing pictures: the plan shows what it starts from"
+            )
 
 
 def _job(source: Source, recipe: Recipe, how: Calibration, seed: int) -> dict[str, Any]:

@@ -6,12 +6,12 @@ STAGE.FIELD=VALUE``, ``--set STAGE=off`` and recipe files change the plain data 
 
 from dither.errors import BadRecipe
 from dither.recipes import baselines, vidit_q
-from dither.recipes.data import override, recipe_from, recipe_to
+from dither.recipes.data import override, recipe_from, recipe_to, with_groups
 from dither.recipes.entry import Entry
 from dither.spec import Bits, Recipe
 from dither.stages import describe
 
-__all__ = ["RECIPES", "Entry", "get", "names", "override", "recipe_from", "recipe_to"]
+__all__ = ["RECIPES", "Entry", "get", "names", "override", "recipe_from", "recipe_to", "with_groups"]
 
 RECIPES: dict[str, Entry] = {e.name: e for e in (*baselines.ENTRIES, *vidit_q.ENTRIES)}
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from dither.errors import BadRecipe
 from dither.spec import Bits, Recipe
-from dither.stages import describe, stages_of
+from dither.stages import SEARCHES, Assign, Groups, describe, stages_of
 
-__all__ = ["override", "recipe_from", "recipe_to"]
+__all__ = ["override", "recipe_from", "recipe_to", "with_groups"]
 
 
 def recipe_to(recipe: Recipe) -> dict[str, Any]:
@@ -74,6 +74,32 @@ def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
                 f"setting '{setting}' switches the last stage of recipe '{recipe.name}' off: nothing is left"
             )
     return recipe_from(data)
+
+
+def with_groups(recipe: Recipe, sizes: Mapping[str, int]) -> Recipe:
+    """The recipe with these group sizes, such as ``allocation.read_groups`` gives, in place of its search for them.
+
+    A stage ``groups`` takes the place of the one that searches, or stands right behind ``assign`` where none does.
+
+    Args:
+        recipe: any that assigns formats.
+        sizes: by layer name.
+
+    Raises:
+        BadRecipe: it neither searches nor assigns.
+    """
+    ((tag, fields),) = describe((Groups(dict(sizes)),))
+    stages = [stage for stage in recipe.stages if stage[0] != tag]
+    tags = [t for t, _ in stages]
+    if searching := [i for i, t in enumerate(tags) if t in SEARCHES]:
+        stages[searching[0]] = (tag, fields)
+    elif Assign.tag in tags:
+        stages.insert(tags.index(Assign.tag) + 1, (tag, fields))
+    else:
+        raise BadRecipe(
+            f"recipe '{recipe.name}' has no stage '{Assign.tag}', so that no layer has groups to give sizes to"
+        )
+    return replace(recipe, stages=tuple(stages))
 
 
 def _assign_at(target: dict[str, Any], keys: Sequence[str], text: str, setting: str) -> None:
