@@ -15,7 +15,19 @@ from typing import Any, Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-__all__ = ["AdaLN", "Adapter", "Call", "Conditioning", "Fold", "Kind", "Layer", "Modulation", "Rows", "Site", "linear_at"]
+__all__ = [
+    "AdaLN",
+    "Adapter",
+    "Call",
+    "Conditioning",
+    "Fold",
+    "Kind",
+    "Layer",
+    "Modulation",
+    "Rows",
+    "Site",
+    "linear_at",
+]
 
 Kind: TypeAlias = Literal["qkv", "cross_q", "cross_kv", "attn_out", "fc1", "fc2", "adaln", "embed", "final", "other"]
 """What a linear is for; stages choose formats by it."""
