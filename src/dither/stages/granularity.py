@@ -11,6 +11,7 @@ that what is compared is equally large.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 import torch
 from torch import Tensor
@@ -109,25 +110,18 @@ def problem_of(job: Job, tag: str, sizes: Sequence[int], limits: Limits) -> Prob
     members = _members(job)
     if not members:
         raise BadRecipe(f"{tag}: no layer has a group size to search for; give assign.weight.group one")
-    tokens = _tokens(job, [name for names in members.values() for name in names])
-    units, uniform = [], []
-    for name, layers in members.items():
-        unit = _unit(job, tag, name, layers, sizes, tokens)
-        units.append(unit)
-        given = _group(job.specs[layers[0]])
-        coarser = [i for i, s in enumerate(unit.sizes) if s >= given]
-        uniform.append(max(coarser, default=0))
-    found = [name for u in units for name in u.layers]
-    per = {
-        "bits": float(sum(job.dense(n).numel() for n in found)),
-        "bitops": sum(tokens[n] * job.dense(n).numel() for n in found),
-    }
-    asked = {"bits": limits.bits, "bitops": limits.bitops}
-    given_cost = {m: sum(_cost(job, n, job.specs[n], m, tokens[n]) for n in found) for m in MEASURES}
-    most = {m: given_cost[m] if (limit := asked[m]) is None else limit * per[m] for m in MEASURES}
-    problem = Problem(tuple(units), most, per, tuple(uniform))
-    _check_feasible(tag, problem)
-    return problem
+    choices = {name: _choices(job, tag, layers, sizes) for name, layers in members.items()}
+    found = [n for layers in members.values() for n in layers]
+    bits = _sums(job, tag, "bits", members, choices, dict.fromkeys(found, 1.0), limits.bits)  # first: it needs no data
+    bitops = _sums(job, tag, "bitops", members, choices, _tokens(job, found), limits.bitops)
+    units = tuple(
+        Unit(name, layers, choices[name], {"bits": bits.costs[name], "bitops": bitops.costs[name]})
+        for name, layers in members.items()
+    )
+    given = {u.name: _group(job.specs[u.layers[0]]) for u in units}
+    uniform = tuple(max((i for i, s in enumerate(u.sizes) if s >= given[u.name]), default=0) for u in units)
+    most, per = {"bits": bits.most, "bitops": bitops.most}, {"bits": bits.per, "bitops": bitops.per}
+    return Problem(units, most, per, uniform)
 
 
 def resized(spec: LinearSpec, size: int) -> LinearSpec:
@@ -161,20 +155,15 @@ def _members(job: Job) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _unit(
-    job: Job, tag: str, name: str, layers: tuple[str, ...], sizes: Sequence[int], tokens: Mapping[str, float]
-) -> Unit:
+def _choices(job: Job, tag: str, layers: tuple[str, ...], sizes: Sequence[int]) -> tuple[int, ...]:
+    """Sizes of a unit, descending."""
     width = linear_at(job.model, layers[0]).in_features
     for layer in layers:
         _check_layer(job, tag, layer)
     choices = tuple(sorted({s for s in sizes if width % s == 0}, reverse=True))
     if not choices:
         raise BadRecipe(f"{tag}.sizes {list(sizes)}: none divides the {width} input channels of layer '{layers[0]}'")
-    costs = {
-        m: tuple(sum(_cost(job, n, resized(job.specs[n], s), m, tokens[n]) for n in layers) for s in choices)
-        for m in MEASURES
-    }
-    return Unit(name, layers, choices, costs)
+    return choices
 
 
 def _check_layer(job: Job, tag: str, name: str) -> None:
@@ -186,10 +175,46 @@ def _check_layer(job: Job, tag: str, name: str) -> None:
         )
 
 
-def _cost(job: Job, name: str, spec: LinearSpec, measure: str, tokens: float) -> float:
-    linear = linear_at(job.model, name)
-    shape = (linear.out_features, linear.in_features)
-    return float(weight_bits(spec, shape)) if measure == "bits" else bit_operations(spec, shape, tokens)
+@dataclass(frozen=True)
+class _Sums:
+    """One measure: costs of each unit's sizes, the limit of their sum, and what divides it."""
+
+    costs: Mapping[str, tuple[float, ...]]
+    most: float
+    per: float
+
+
+def _sums(
+    job: Job,
+    tag: str,
+    measure: str,
+    members: Mapping[str, tuple[str, ...]],
+    choices: Mapping[str, tuple[int, ...]],
+    tokens: Mapping[str, float],
+    limit: float | None,
+) -> _Sums:
+    """Of a limit that can be met; BadRecipe names the least that can be."""
+
+    def cost(name: str, spec: LinearSpec) -> float:
+        linear = linear_at(job.model, name)
+        shape = (linear.out_features, linear.in_features)
+        return float(weight_bits(spec, shape)) if measure == "bits" else bit_operations(spec, shape, tokens[name])
+
+    costs = {
+        unit: tuple(sum(cost(n, resized(job.specs[n], size)) for n in layers) for size in choices[unit])
+        for unit, layers in members.items()
+    }
+    per = sum(tokens[n] * job.dense(n).numel() for n in tokens)
+    if limit is not None and not 0 < limit < inf:
+        raise BadRecipe(f"{tag}.{measure} {limit:g}: must be positive and finite")
+    most = sum(cost(n, job.specs[n]) for n in tokens) if limit is None else limit * per
+    least = sum(of_sizes[0] for of_sizes in costs.values())
+    if least > most * (1 + SLACK):
+        what = "bits per weight" if measure == "bits" else "bit operations per multiply-accumulate"
+        raise BadRecipe(
+            f"{tag}.{measure} {most / per:.6g}: the coarsest sizes take {least / per:.6g} {what}; nothing less can be met"
+        )
+    return _Sums(costs, most, per)
 
 
 def _group(spec: LinearSpec) -> int:
@@ -214,15 +239,3 @@ def _tokens(job: Job, names: Sequence[str]) -> dict[str, float]:
     with torch.no_grad():
         job.observe("", {name: (probe,) for name, probe in counts.items()}, first=1)
     return {name: probe.value for name, probe in counts.items()}
-
-
-def _check_feasible(tag: str, problem: Problem) -> None:
-    coarsest = (0,) * len(problem.units)
-    for m in MEASURES:
-        least = problem.cost(coarsest, m)
-        limit = problem.most[m] / problem.per[m]
-        if least > limit * (1 + SLACK):
-            what = "bits per weight" if m == "bits" else "bit operations per multiply-accumulate"
-            raise BadRecipe(
-                f"{tag}.{m} {limit:.6g}: the coarsest sizes take {least:.6g} {what}; nothing less can be met"
-            )

@@ -98,4 +98,5 @@ def _whole(limit: Limit) -> tuple[NDArray[np.float64], float]:
     part = lcm(*(c.denominator for c in above))
     unit = Fraction(gcd(*(int(c * part) for c in above)) or 1, part)
     left = Fraction(limit.most * (1 + SLACK)) - sum(least)
-    return np.array([float(c / unit) for c in above]), floor(left / unit)
+    costs = np.array([float(c / unit) for c in above])
+    return costs, min(floor(left / unit), costs.sum())  # a limit far above all costs is none
