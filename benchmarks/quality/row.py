@@ -103,6 +103,10 @@ class Measurements:
 
     inner: FolderStore
 
+    def __contains__(self, name: object) -> bool:
+        """Whether it was measured earlier."""
+        return str(name).startswith(MEASURED) and name in self.inner
+
     def get(self, name: str) -> Mapping[str, Tensor] | None:
         """A measurement made earlier, or None."""
         return self.inner.get(name) if name.startswith(MEASURED) else None

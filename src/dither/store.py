@@ -31,6 +31,10 @@ class FolderStore:
         self.folder = folder
         self.reused = 0
 
+    def __contains__(self, name: object) -> bool:
+        """Whether a layer was finished earlier, or a measurement made."""
+        return self._path(str(name)).is_file()
+
     def get(self, name: str) -> Mapping[str, Tensor] | None:
         """The tensors of a layer that was finished earlier, or of a measurement, or None."""
         path = self._path(name)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from dither.errors import BadRecipe
-from dither.spec import Act, Format, LinearSpec
+from dither.spec import Act, Format, Int, LinearSpec
 from dither.stages.base import Job, Phase
 from dither.stages.channels import equal_edges
 from dither.stages.incoherence import named
@@ -29,6 +29,8 @@ class Assign:
         exclude: regular expression; layers whose name it finds stay in full precision. It must find one.
         time_groups: equal parts of the noise level that static activation tables tell apart.
         branches: 2 gives unconditional rows static tables of their own.
+        fit: where a group size does not divide a layer's width, take the largest one below it that does; otherwise it
+            is an error.
     """
 
     tag: ClassVar[str] = "assign"
@@ -40,6 +42,7 @@ class Assign:
     exclude: str = ""
     time_groups: int = 1
     branches: int = 1
+    fit: bool = False
 
     def run(self, job: Job) -> None:
         """Write ``job.specs``."""
@@ -56,5 +59,18 @@ class Assign:
             if layer.keep or layer.name in excluded:
                 continue
             weight, act = (self.adaln, None) if layer.kind == "adaln" else (self.weight, table)
+            if self.fit:
+                weight, act = _fitted(job.dense(layer.name).shape[1], weight, act)
             if weight is not None or act is not None:
                 job.promise(layer.name, replace(job.specs.get(layer.name, LinearSpec()), weight=weight, act=act))
+
+
+def _fitted(width: int, weight: Format | None, act: Act | None) -> tuple[Format | None, Act | None]:
+    """The same with group sizes that divide the width."""
+    if isinstance(weight, Int):
+        weight = _divided(width, weight)
+    return weight, None if act is None else replace(act, grid=_divided(width, act.grid))
+
+
+def _divided(width: int, fmt: Int) -> Int:
+    return replace(fmt, group=next(g for g in range(fmt.group, 0, -1) if width % g == 0)) if fmt.group > 0 else fmt

@@ -11,7 +11,7 @@ The model stays runnable throughout: a layer is an ``nn.Linear``, then perhaps a
 transforms, and after ``commit`` the ``QLinear`` that will be saved.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import partial
@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from dither.calibrate import BlockStep, Probe, observe, walk
-from dither.errors import BadFormat, BadRecipe, DitherError
+from dither.errors import BadRecipe, DitherError
 from dither.models.base import Adapter, Call, Layer, linear_at
-from dither.nn import Clock, QLinear, TimedLinear, ViewedLinear, tensor_layout
+from dither.nn import Clock, QLinear, TimedLinear, ViewedLinear
 from dither.nn import replace as put
 from dither.spec import Act, Bits, Format, LinearSpec, LowRank, Plan, Rotation, Spec, Timed, Views
-from dither.stages.building import besides_weight, buffers_of, check_finished, filled
+from dither.stages.building import besides_weight, buffers_of, check_finished, check_fits, filled
 from dither.stages.needs import MEASURED, Store, Study, StudySettings, no_study
 from dither.stages.nesting import rounded
 
@@ -146,7 +146,7 @@ class Job:
 
     def promise(self, name: str, spec: LinearSpec) -> None:
         """Say what a layer is to become; BadFormat names the layer whose width a format does not divide."""
-        self._check_fits(name, spec)
+        check_fits(self.model, name, spec)
         self.varied.pop(name, None)  # the last word counts
         self.specs[name] = spec
 
@@ -160,19 +160,12 @@ class Job:
         if len(spec.select) != rows:
             raise BadRecipe(f"layer '{name}' selects by {len(spec.select)} time groups, and this job has {rows}")
         for variant in spec.variants if isinstance(spec, Timed) else (spec.base, *spec.specs):
-            self._check_fits(name, variant)
+            check_fits(self.model, name, variant)
         if isinstance(spec, Timed):
             self.specs.pop(name, None)
         else:
             self.specs[name] = spec.base
         self.varied[name] = spec
-
-    def _check_fits(self, name: str, spec: LinearSpec) -> None:
-        linear = linear_at(self.model, name)
-        try:
-            tensor_layout(spec, (linear.out_features, linear.in_features))
-        except BadFormat as e:
-            raise BadFormat(f"layer '{name}': {e}") from None
 
     def online(
         self,
@@ -215,7 +208,7 @@ class Job:
             rest: (N, K).
         """
         spec = replace(self.specs[name], lowrank=lowrank)
-        self._check_fits(name, spec)
+        check_fits(self.model, name, spec)
         self.specs[name] = spec
         kept = {**besides_weight(linear_at(self.model, name)), **tensors, "weight_dense": rest}
         self._install(name, replace(spec, weight=None, act=None, out=None), kept)
@@ -296,6 +289,10 @@ class Job:
     def kept(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         """The same of tensors, which are not a layer's final ones."""
         return self._kept(MEASURED + name, make)
+
+    def lacks(self, names: Iterable[str]) -> bool:
+        """Whether one of these layers was not finished by an interrupted run before this one."""
+        return self.store is None or any(name not in self.store for name in names)
 
     def _kept(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         """A layer's tensors (or a measurement) from the store, or made now and stored."""

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from dither.errors import BadRecipe
+from dither.errors import BadFormat, BadRecipe
 from dither.models.base import linear_at
 from dither.nn import Clock, QLinear, TimedLinear, ViewedLinear, tensor_layout
 from dither.spec import LinearSpec, Timed, Views
 
-__all__ = ["besides_weight", "buffers_of", "check_finished", "filled"]
+__all__ = ["besides_weight", "buffers_of", "check_finished", "check_fits", "filled"]
 
 BRANCH = "lowrank_"
 ONLINE = ("pre_scale", "rotation_signs")
@@ -42,6 +42,15 @@ def filled(
     device = next(t.device for k, t in tensors.items() if k.startswith("weight_"))
     new = QLinear(spec, shape[1], shape[0], bias, clock, "meta", dtype)
     return new.load({k: v.to(device).contiguous() for k, v in tensors.items()})
+
+
+def check_fits(model: nn.Module, name: str, spec: LinearSpec) -> None:
+    """BadFormat names the layer if its shape does not fit a format."""
+    linear = linear_at(model, name)
+    try:
+        tensor_layout(spec, (linear.out_features, linear.in_features))
+    except BadFormat as e:
+        raise BadFormat(f"layer '{name}': {e}") from None
 
 
 def check_finished(model: nn.Module, specs: Mapping[str, LinearSpec], varied: Mapping[str, Views | Timed]) -> None:

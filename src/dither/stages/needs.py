@@ -8,14 +8,19 @@ from torch import Tensor
 
 from dither.errors import BadValue
 
-__all__ = ["MEASURED", "Store", "Study", "StudySettings", "no_study"]
+__all__ = ["DISTANCE", "MEASURED", "Store", "Study", "StudySettings", "no_study"]
 
 MEASURED = "sensitivity."
 """How the names of measurements begin that a job keeps in its store; all other names are layers."""
+DISTANCE = "distance"
+"""The judged role that is no layer's (those are ``roles.ROLES``): the Frechet distance of all pictures together."""
 
 
 class Store(Protocol):
     """Where finished layers and measurements are kept while a job runs, so that an interrupted one can go on."""
+
+    def __contains__(self, name: object) -> bool:
+        """Whether ``get`` gives something."""
 
     def get(self, name: str) -> Mapping[str, Tensor] | None:
         """The stored tensors of a layer committed earlier (or of a measurement, see ``MEASURED``), or None."""
@@ -59,4 +64,4 @@ class Study(Protocol):
 
 def no_study(settings: StudySettings) -> Study:
     """A study where nothing can be drawn: BadValue."""
-    raise BadValue("mixed precision draws pictures to measure what each layer does to them: give it a pipeline")
+    raise BadValue("this recipe draws pictures to measure what quantization does to them: give it a pipeline")

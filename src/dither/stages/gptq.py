@@ -1,0 +1,186 @@
+"""WEIGHT: GPTQ (arXiv 2210.17323), with the groups that each layer has, as Q-DiT (2406.17343) uses it.
+
+    W* = W (C + d) (H + d)^-1           the best real weight for inputs as the layer will see them (``correct``)
+    W' = round_columns(W*, H)           see ``columns``
+    b' = b + W m - W' m^                what is left of the mean output error (``bias``), so H and C are taken about the means
+
+H, C and the means are those of ``hessian``, d is the damping. Blocks are walked in order: each sees what the blocks before
+it, already rounded and with quantized inputs, really give it. A layer that no walk reaches comes last, in one pass.
+
+Modulation linears see a small part of their input space: one row a picture, which noise level and class alone make. Their
+moments are closed sums over all of them, so that all the freedom that is left goes into the directions that occur.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dither import memory
+from dither.calibrate import BlockStep
+from dither.errors import BadModel, BadRecipe
+from dither.models.base import linear_at
+from dither.numerics import dynamic_grid, from_codes, pack_int
+from dither.spec import Int
+from dither.stages.base import Job, Phase
+from dither.stages.clip import MOST_STEPS, search_range
+from dither.stages.columns import factor, round_columns
+from dither.stages.hessian import Gather, Moments, chunks
+
+__all__ = ["Gptq"]
+
+WHAT = "rounding by GPTQ"
+
+
+@dataclass(frozen=True)
+class Gptq:
+    """Error-compensating rounding of every integer weight that no stage before has finished.
+
+    Args:
+        damp: added to H's diagonal, as a share of its mean; more is taken, and noted, where it does not suffice.
+        block: columns at a time; changes speed alone.
+        act_order: begin with the inputs of most energy; ranges stay those of neighbouring columns.
+        walk: block by block, behind rounded predecessors; otherwise one pass through the unrounded model.
+        by_site: inside a block too, one site behind the other, at a pass each.
+        quantized_inputs: H of inputs as the layer will see them, where their ranges are dynamic.
+        bias: correct the bias.
+        correct: correct the weight for its inputs' quantization before it is rounded.
+        time_weights: of equal ranges of the noise level, from low to high; empty: all alike.
+        levels: noise levels at which modulation is summed in closed form; 0: calibrate it like all others.
+        clip: candidates of each group's range, from the full one down; 1: the full one.
+        smallest: the tightest candidate, as a fraction of the full range.
+        power: of the candidates' error sum |w - w'|^p.
+        rows: calibration rows that a layer must have seen.
+        memory: GiB of Hessians at a time where nothing is walked.
+    """
+
+    tag: ClassVar[str] = "gptq"
+    phase: ClassVar[Phase] = Phase.WEIGHT
+    paper: ClassVar[str] = "2210.17323"
+    damp: float = 0.01
+    block: int = 128
+    act_order: bool = False
+    walk: bool = True
+    by_site: bool = False
+    quantized_inputs: bool = True
+    bias: bool = True
+    correct: bool = False
+    time_weights: tuple[float, ...] = ()
+    levels: int = 32
+    clip: int = 1
+    smallest: float = 0.6
+    power: float = 2.4
+    rows: int = 32
+    memory: float = 2.0
+
+    def run(self, job: Job) -> None:
+        """Commit every layer whose weight is to be integers."""
+        gather = self._check()
+        names = [n for n, s in job.specs.items() if isinstance(s.weight, Int) and n not in job.done]
+        if varied := [n for n in names if n in job.varied]:
+            raise BadRecipe(f"gptq: layer '{varied[0]}' changes its width over time, and only 'rtn' rounds for several")
+        done = 0
+        for part, found in self._parts(job, gather, names):
+            for name in part:
+                facts: dict[str, float] = {}
+                job.commit(name, partial(self._tensors, job, name, found, facts))
+                job.note(name, {"gptq": facts or job.measured(f"{self.tag}.{name}", dict)})
+                done += 1
+                job.progress(WHAT, done, len(names))
+
+    def _check(self) -> Gather:
+        for field, value, low, high in (
+            ("damp", self.damp, 0, 1), ("block", self.block, 1, 1 << 20), ("clip", self.clip, 1, MOST_STEPS),
+            ("smallest", self.smallest, 1e-6, 1), ("power", self.power, 1e-6, 100), ("memory", self.memory, 1e-3, 1e6),
+        ):  # fmt: skip
+            if not low <= value <= high:
+                raise BadRecipe(f"gptq.{field} {value:g}: must lie in [{low:g}, {high:g}]")
+        found = Gather(self.tag, self.quantized_inputs, self.correct, self.time_weights, self.rows, self.levels)
+        found.check()
+        return found
+
+    def _parts(
+        self, job: Job, gather: Gather, names: Sequence[str]
+    ) -> Iterator[tuple[Sequence[str], Mapping[str, Moments]]]:
+        """Layers that are rounded with moments of one pass, in order; no moments where all of them are kept already."""
+        rest = list(names)
+        if self.walk and names:
+            for step in _walked(job):
+                inside = [n for n in names if n.startswith(f"{step.name}.")]
+                for part in self._passes(job, step, inside):
+                    yield part, gather.observed(job, part, "", step) if job.lacks(part) else {}
+                rest = [n for n in rest if n not in inside]
+        if rest and job.lacks(rest):
+            yield from chunks(job, gather, rest, self.memory, "measuring Hessians")
+        elif rest:
+            yield rest, {}
+
+    def _passes(self, job: Job, step: BlockStep, inside: Sequence[str]) -> list[list[str]]:
+        """Layers of a block by pass: modulation first, so that all others see it rounded; then all, or site by site."""
+        modulation = [n for n in inside if job.layers[n].kind == "adaln"]
+        others = [n for n in inside if n not in modulation]
+        parts = [modulation, others]
+        if self.by_site:
+            sites = [[r for r in s.readers if r in others] for s in job.adapter.sites(job.model)]
+            alone = [[n] for n in others if not any(n in readers for readers in sites)]
+            parts = [modulation, *sites, *alone]
+        return [part for part in parts if part]
+
+    def _tensors(
+        self, job: Job, name: str, found: Mapping[str, Moments], facts: dict[str, float]
+    ) -> Mapping[str, Tensor]:
+        """Stored tensors of a layer, and its bias; ``facts`` is filled, and kept for a run that goes on from here."""
+        linear, fmt, moments = linear_at(job.model, name), job.specs[name].weight, found[name]
+        assert isinstance(fmt, Int)
+        dense = job.dense(name)
+        w = dense.float()
+        bias = linear.bias if self.bias else None
+        h, c = (moments.h, moments.c) if bias is None else _about_means(moments)
+        target = self._corrected(w, h, c) if self.correct else w
+        how = partial(factor, damp=self.damp, rows=moments.rows)
+        made, used = round_columns(target, h, fmt, how, self._grid, self.block, self.act_order)
+        facts |= {"rows": moments.rows, "damp": used.damp, "error": _share(made.error, w, h)}
+        facts |= {"rank_deficient": 1.0} if used.rank_deficient else {}
+        job.measured(f"{self.tag}.{name}", lambda: facts)
+        out = pack_int(made.codes, made.scale, made.zero, fmt)
+        if bias is not None:
+            values = from_codes(made.codes, made.scale, made.zero, fmt)
+            out["bias"] = bias.detach().float() + w @ moments.plain - values @ moments.seen
+        memory.set_aside(dense)
+        return out
+
+    def _corrected(self, w: Tensor, h: Tensor, c: Tensor) -> Tensor:
+        """W*, which is W where inputs are not quantized."""
+        d = self.damp * h.diagonal().mean().clamp(min=torch.finfo(h.dtype).tiny)
+        damped = h + d * torch.eye(len(h), device=h.device)
+        moved: Tensor = torch.linalg.solve(damped, (w @ (c - h)).T).T
+        return w + moved if bool(torch.isfinite(moved).all()) else w
+
+    def _grid(self, w: Tensor, fmt: Int, diagonal: Tensor) -> tuple[Tensor, Tensor | None]:
+        """A group's range (N, 1): the full one, or the best of the candidates."""
+        if self.clip == 1:
+            return dynamic_grid(w, fmt)
+        ratios = torch.linspace(1.0, self.smallest, self.clip).tolist()
+        return search_range(w, fmt, ratios, lambda gap: (gap.abs() / diagonal).pow(self.power).sum(-1))
+
+
+def _about_means(moments: Moments) -> tuple[Tensor, Tensor]:
+    """H and C about the means, (K, K) each: a bias takes out what the means contribute."""
+    h, c = moments.h, moments.c
+    return h - torch.outer(moments.seen, moments.seen), c - torch.outer(moments.plain, moments.seen)
+
+
+def _share(error: float, w: Tensor, h: Tensor) -> float:
+    """The error as a share of the output's energy."""
+    energy = float((w @ h).mul_(w).sum())
+    return float(f"{error / energy:.4g}") if energy > 0 else 0.0
+
+
+def _walked(job: Job) -> Iterator[BlockStep]:
+    try:
+        yield from job.walk()
+    except BadModel as e:
+        raise BadModel(f"gptq: {e}; gptq.walk=false calibrates in one pass instead") from None
