@@ -8,10 +8,11 @@ import torch
 from dither import study as study_module
 from dither import zoo
 from dither.errors import BadValue, DitherError
+from dither.evaluation.frechet import fit_gaussian, frechet_distance
 from dither.quantization import Calibration, quantize, sample_seeds
 from dither.spec import Act, Bits, Int, Recipe
 from dither.stages import Assign, Mixed, Rtn, StudySettings, describe
-from dither.study import Alignment, Consistency, Drawn, Features, Likelihood, PictureStudy, study_of
+from dither.study import Alignment, Consistency, Distance, Drawn, Features, Likelihood, PictureStudy, study_of
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), dtype=np.uint8)
 VIDEOS = np.random.default_rng(1).integers(0, 256, (3, 5, 8, 8, 3), dtype=np.uint8)
@@ -85,6 +86,37 @@ def test_consistency_needs_videos_and_sees_the_order_of_frames():
     assert seen(judge, VIDEOS, np.repeat(VIDEOS[:, :1], 5, 1)) > 0
     with pytest.raises(BadValue, match="temporal role needs videos"):
         judge.see(PICTURES)
+
+
+def test_distance_is_that_of_fitted_gaussians():
+    a, b = np.random.default_rng(2).normal(size=(2, 40, 3))
+    assert Distance(Network(), "x").loss(b, a) == pytest.approx(frechet_distance(*fit_gaussian(b), *fit_gaussian(a)))
+    assert seen(Distance(Network(), "x"), PICTURES, PICTURES) == 0
+    assert seen(Distance(Network(), "x"), PICTURES, PICTURES // 2) > 0
+    assert Distance(Network(), "x").see(VIDEOS).shape == (15, 2)  # a row for each frame
+
+
+def test_distance_of_fewer_pictures_than_features_does_not_need_pairs_in_order():
+    a, b = np.random.default_rng(3).normal(size=(2, 5, 20))
+    judge = Distance(Network(), "x")
+    assert judge.loss(a[::-1], a) == pytest.approx(0, abs=1e-12)
+    assert judge.loss(b[::-1], a) == pytest.approx(judge.loss(b, a))
+    assert judge.loss(b, a) == pytest.approx(frechet_distance(*fit_gaussian(b), *fit_gaussian(a)), rel=1e-6)
+
+
+def test_one_picture_has_no_distribution():
+    with pytest.raises(BadValue, match="'x' needs at least 2 pictures"):
+        seen(Distance(Network(), "x"), PICTURES[:1], PICTURES[1:2])
+
+
+def test_a_study_judges_the_distance():
+    pipe = jobs.pipeline()
+    study = study_of(pipe, StudySettings(4, 2, 1.5, {"distance": "zoo:fashion"}), (), sample_seeds(0, 4))
+    study.begin()
+    assert study.metrics == {"distance": "Frechet distance of zoo:fashion"}
+    assert study.losses() == {"mse": 0.0, "distance": 0.0}
+    pipe.transformer.transformer_blocks[0].ff.net[2].weight.data *= 3
+    assert study.losses()["distance"] > 0
 
 
 def test_a_study_draws_full_precision_once_and_holds_all_else_against_it():

@@ -4,6 +4,7 @@
     content   classes: mean |log p(label) - log p_full(label)| of a classifier; prompts: mean |CLIPScore - CLIPScore_full|
     visual    mean |f - f_full|^2 / mean |f_full|^2 of a network's features of each picture
     temporal  mean |CLIP-Temp - CLIP-Temp_full| of videos: cosines of neighbouring frames' embeddings
+    distance  Frechet distance of a network's features of all pictures to those of full precision; of frames, for videos
 
 The same labels and noise each time, apart from calibration's and from every evaluation's.
 """
@@ -20,12 +21,14 @@ from scipy.special import log_softmax
 from torch import Tensor
 
 from dither.errors import BadValue
+from dither.evaluation.frechet import sample_distance
 from dither.evaluation.protocol import FeatureExtractor, Float64, Label, Pictures
 from dither.evaluation.text import clip_temp
 from dither.extractors import open_extractor, open_scorer
 from dither.pictures import PIXELS
 from dither.sampling import default_labels, sampler_for
 from dither.stages import Study, StudySettings
+from dither.stages.needs import DISTANCE
 from dither.stages.roles import CONTENT, TEMPORAL, VISUAL
 
 __all__ = ["Drawn", "PictureStudy", "RoleJudge", "study_of"]
@@ -172,6 +175,30 @@ class Consistency:
         return float(np.abs(seen - full).mean())
 
 
+@dataclass(frozen=True)
+class Distance:
+    """The Frechet distance of two sets of pictures, as Q-DiT (arXiv 2406.17343) judges allocations by.
+
+    Gaussians that are fitted to fewer pictures than features have no full rank, and the distance comes out too high. By
+    how much depends on how many there are, and both sets share their noise: of one number of pictures, distances can be
+    compared with each other, and with no others.
+    """
+
+    extractor: FeatureExtractor
+    name: str
+
+    def see(self, pictures: Pictures) -> Float64:
+        """(N, D); of videos, a row for each frame."""
+        seen = _by_frame(pictures, lambda flat: self.extractor(flat)[0])
+        return seen.reshape(-1, seen.shape[-1])
+
+    def loss(self, seen: Float64, full: Float64) -> float:
+        """The distance as it is defined, without rounding errors where both are the same. BadValue of one picture."""
+        if len(full) < 2:
+            raise BadValue(f"'{self.name}' needs at least 2 pictures")
+        return 0.0 if np.array_equal(seen, full) else sample_distance(seen, full)
+
+
 def study_of(
     pipeline: Any, settings: StudySettings, prompts: Sequence[str], seeds: Sequence[int], stage: str = "mixed"
 ) -> Study:
@@ -227,6 +254,8 @@ def _judge(pipeline: Any, role: str, text: str, labels: Sequence[Label], stage: 
         return Likelihood(extractor, tuple(int(x) for x in labels), f"|log-likelihood difference| of {extractor.name}")
     if role == VISUAL:
         return Features(extractor, f"relative squared feature distance of {extractor.name}")
+    if role == DISTANCE:
+        return Distance(extractor, f"Frechet distance of {extractor.name}")
     return Consistency(extractor, f"|CLIP-Temp difference| of {extractor.name}")
 
 
