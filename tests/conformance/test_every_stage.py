@@ -16,8 +16,10 @@ from dither.stages import (
     Assign,
     Attention,
     Clip,
+    Evolve,
     GroupProgram,
     Groups,
+    Halve,
     HessianTrace,
     Mixed,
     Phase,
@@ -45,6 +47,9 @@ GROUPED = Assign(weight=Int(4, False, 8), act=Act(Int(8, group=8)), adaln=Int(8,
 SIZES = {"transformer_blocks.0.attn1.to_q": 4, "transformer_blocks.1.norm1.linear": 16}
 BY_PICTURES = GroupProgram(sizes=(4, 8, 16), samples=2, steps=2)
 BY_OUTPUTS = GroupProgram(sizes=(4, 8, 16), bits=8.5, pictures=False, rows=64)
+EVOLVE = Evolve(population=4, keep=2, rounds=1, sizes=(4, 8, 16), samples=2, steps=2)
+BY_DISTANCE = dataclasses.replace(EVOLVE, judge="zoo:fashion")
+HALVE = Halve(candidates=4, sizes=(4, 8, 16), samples=2, most=4, steps=2)
 STATIC = Assign(weight=Int(8), act=Act(Int(8, False), static=True), adaln=Int(8), time_groups=3, branches=2)
 
 ROWS: dict[str, tuple[Stage, tuple[Stage, ...]]] = {
@@ -95,6 +100,9 @@ ROWS: dict[str, tuple[Stage, tuple[Stage, ...]]] = {
         HessianTrace(sizes=(4, 8, 16), calls=2),
         (Rotate(), GROUPED, HessianTrace(sizes=(4, 8, 16), calls=2), Rtn()),
     ),
+    "evolve": (EVOLVE, (Smooth(online=True), GROUPED, EVOLVE, Rtn())),
+    "evolve by distance": (BY_DISTANCE, (GROUPED, Attention(), BY_DISTANCE, Clip(outputs=False), Rtn())),
+    "halve": (HALVE, (Rotate(), GROUPED, HALVE, Rtn())),
     "clip by outputs": (Clip(steps=5, rows=64), (PLAIN, Clip(steps=5, rows=64), Rtn())),
     "clip by weights": (Clip(outputs=False, power=2.0), (PLAIN, Clip(outputs=False, power=2.0), Rtn())),
     "rtn": (Rtn(), (PLAIN, Rtn())),

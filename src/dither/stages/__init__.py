@@ -16,8 +16,10 @@ from dither.stages.assign import Assign
 from dither.stages.attention import Attention
 from dither.stages.base import Job, Phase, Stage, Store, Study, StudySettings
 from dither.stages.clip import Clip
+from dither.stages.evolve import Evolve
 from dither.stages.group_program import GroupProgram
 from dither.stages.groups import Groups
+from dither.stages.halve import Halve
 from dither.stages.hessian_trace import HessianTrace
 from dither.stages.mixed import Mixed
 from dither.stages.program import Program
@@ -34,8 +36,10 @@ __all__ = [
     "Assign",
     "Attention",
     "Clip",
+    "Evolve",
     "GroupProgram",
     "Groups",
+    "Halve",
     "HessianTrace",
     "Job",
     "Mixed",
@@ -59,12 +63,13 @@ __all__ = [
 STAGES: dict[str, type[Any]] = {
     c.tag: c
     for c in (
-        Smooth, Rotate, Assign, Attention, Mixed, Program, Widen, Groups, GroupProgram, HessianTrace, TimedSmooth,
+        Smooth, Rotate, Assign, Attention, Mixed, Program, Widen, Groups, GroupProgram, HessianTrace, Evolve,
+        Halve, TimedSmooth,
         Clip, Rtn,
         Ranges,
     )
 }  # fmt: skip
-SEARCHES = frozenset(c.tag for c in (GroupProgram, HessianTrace))
+SEARCHES = frozenset(c.tag for c in (GroupProgram, HessianTrace, Evolve, Halve))
 """Stages that search a group size for each layer, and note what they found as ``granularity.settle`` does."""
 
 
