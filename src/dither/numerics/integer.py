@@ -14,6 +14,7 @@ broadcasts to (..., G) is accepted.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ __all__ = [
     "dynamic_grid",
     "encode_int",
     "fake_quantize",
+    "fitting",
     "from_codes",
     "grid",
     "grouped",
@@ -58,6 +60,11 @@ def groups(count: int, group: int) -> int:
     if count % group:
         raise BadFormat(f"group size {group} does not divide the {count} input channels")
     return count // group
+
+
+def fitting(fmt: Int, count: int) -> Int:
+    """The format with the largest group size, no larger than its own, that divides ``count`` channels."""
+    return replace(fmt, group=next(g for g in range(fmt.group, 0, -1) if count % g == 0)) if fmt.group > 0 else fmt
 
 
 def grouped(x: Tensor, group: int) -> Tensor:

@@ -1,8 +1,8 @@
-"""Rounding to nearest, and the two methods that ViDiT-Q puts together: SmoothQuant's scales, QuaRot's rotations."""
+"""Rounding to nearest and by GPTQ, and what ViDiT-Q puts together: SmoothQuant's scales, QuaRot's rotations."""
 
 from dither.recipes.entry import Entry
 from dither.spec import Act, Bits, Int
-from dither.stages import Assign, Clip, Ranges, Rotate, Rtn, Smooth, Stage
+from dither.stages import Assign, Clip, Gptq, Ranges, Rotate, Rtn, Smooth, Stage
 
 __all__ = ["ENTRIES"]
 
@@ -28,6 +28,14 @@ def _smoothquant(bits: Bits) -> tuple[Stage, ...]:
 def _quarot(bits: Bits) -> tuple[Stage, ...]:
     """Every rotation is online: nothing can be merged through adaLN, as QuaRot does in language models."""
     return (Rotate(), _assign(bits), Rtn(), Ranges())
+
+
+def _gptq(bits: Bits) -> tuple[Stage, ...]:
+    """Zero points on both sides."""
+    act = None if bits.act is None else Act(Int(bits.act, symmetric=False))
+    adaln = Int(max(bits.weight, 4), symmetric=False)
+    assign = Assign(weight=Int(bits.weight, symmetric=False), act=act, adaln=adaln)
+    return (assign, Gptq(act_order=True), Rtn(), Ranges())
 
 
 ENTRIES = (
@@ -58,5 +66,12 @@ ENTRIES = (
         "Inputs and weights rotated by randomized Hadamard matrices, then rtn: no scales.",
         Bits(4, 4),
         _quarot,
+    ),
+    Entry(
+        "gptq",
+        "2210.17323",
+        "Columns rounded one by one, each error passed on to the others, block behind block; per channel, zero points.",
+        Bits(4, 8),
+        _gptq,
     ),
 )

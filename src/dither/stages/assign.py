@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from dither.errors import BadRecipe
+from dither.numerics import fitting
 from dither.spec import Act, Format, Int, LinearSpec
 from dither.stages.base import Job, Phase
 from dither.stages.channels import equal_edges
@@ -68,9 +69,5 @@ class Assign:
 def _fitted(width: int, weight: Format | None, act: Act | None) -> tuple[Format | None, Act | None]:
     """The same with group sizes that divide the width."""
     if isinstance(weight, Int):
-        weight = _divided(width, weight)
-    return weight, None if act is None else replace(act, grid=_divided(width, act.grid))
-
-
-def _divided(width: int, fmt: Int) -> Int:
-    return replace(fmt, group=next(g for g in range(fmt.group, 0, -1) if width % g == 0)) if fmt.group > 0 else fmt
+        weight = fitting(weight, width)
+    return weight, None if act is None else replace(act, grid=fitting(act.grid, width))

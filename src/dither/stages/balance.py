@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dither.errors import BadRecipe
-from dither.numerics import decode, dynamic_grid, encode, fake_quantize, random_signs, rotate
+from dither.numerics import decode, dynamic_grid, encode, fake_quantize, fitting, random_signs, rotate
 from dither.spec import PER_ROW, PER_TENSOR, Act, Bits, Format, Int
 
 __all__ = ["Judge", "best_scale", "column_peaks", "judge_of", "share", "shares", "smoothing_scale"]
@@ -92,9 +92,13 @@ class Judge:
 
 
 def judge_of(bits: Bits, weight: Int | None, act: Act | None, block: int | None, seed: int, width: int) -> Judge:
-    """What later stages will do to a layer of this width; symmetric grids of these bits where nothing is said."""
-    fmt = weight or Int(bits.weight)
+    """What later stages will do to a layer of this width; symmetric grids of these bits where nothing is said.
+
+    A group size that does not divide the width is judged as the next one that does.
+    """
+    fmt = fitting(weight or Int(bits.weight), width)
     inputs = act or (None if bits.act is None else Act(Int(bits.act)))
+    inputs = None if inputs is None else replace(inputs, grid=fitting(inputs.grid, width))
     if block is None:
         return Judge(fmt, inputs)
     return Judge(fmt, inputs, random_signs(width, seed), block or width)
