@@ -61,7 +61,7 @@ ENTRIES = (
     Entry(
         "q-dit",
         PAPER,
-        "Groups, GPTQ, dynamic inputs; group sizes by an evolutionary search on paired pictures, at the cost of groups of 128.",
+        "Groups, GPTQ, dynamic inputs; group sizes by an evolutionary search on pictures, at the cost of groups of 128.",
         Bits(4, 8),
         _q_dit,
     ),

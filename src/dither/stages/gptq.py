@@ -82,6 +82,11 @@ class Gptq:
         names = [n for n, s in job.specs.items() if isinstance(s.weight, Int) and n not in job.done]
         if varied := [n for n in names if n in job.varied]:
             raise BadRecipe(f"gptq: layer '{varied[0]}' changes its width over time, and only 'rtn' rounds for several")
+        if ranged := [n for n in names if n in job.grids]:
+            raise BadRecipe(
+                f"gptq: layer '{ranged[0]}' has a range from 'clip', which holds for weights that no error was passed on "
+                "to: leave 'clip' out, and set gptq.clip"
+            )
         done = 0
         for part, found in self._parts(job, gather, names):
             for name in part:
