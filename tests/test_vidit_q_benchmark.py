@@ -17,7 +17,7 @@ def found(values, bits=4.2, running=None):
 
 
 def test_every_line_is_a_recipe_that_exists_and_lines_differ():
-    plan = list(vidit_q.asked(["zoo:fashion"], vidit_q.WIDTHS))
+    plan = list(vidit_q.STUDY.asked(["zoo:fashion"], vidit_q.WIDTHS))
     for _, row in plan:
         assert resolve_recipe(row.recipe, row.bits, row.settings).stages
     assert len({digest(row, Pictures()) for _, row in plan}) == len(plan)
@@ -30,30 +30,30 @@ def test_every_difference_is_between_lines_that_are_there():
 
 
 def test_models_take_turns_so_that_two_parts_are_two_models():
-    plan = [row.model for _, row in vidit_q.asked(vidit_q.MODELS, ["w4a8"])]
+    plan = [row.model for _, row in vidit_q.STUDY.asked(vidit_q.MODELS, ["w4a8"])]
     assert set(plan[::2]) == {vidit_q.MODELS[0]}
     assert set(plan[1::2]) == {vidit_q.MODELS[1]}
 
 
 def test_a_difference_is_the_first_minus_the_second():
-    plan = [p for p in vidit_q.asked(["zoo:fashion"], ["w4a8"]) if p[0].name in ("static", "+ both", "+ scaling")]
+    plan = [p for p in vidit_q.STUDY.asked(["zoo:fashion"], ["w4a8"]) if p[0].name in ("static", "+ both", "+ scaling")]
     values = {"static": [20.0, 21, 22, 25], "+ scaling": [30.0, 31, 32, 33], "+ both": [32.0, 33.5, 33, 38]}
-    made = list(vidit_q.differences(plan, [found(values[line.name]) for line, _ in plan]))
+    made = list(vidit_q.STUDY.differences(plan, [found(values[line.name]) for line, _ in plan]))
     assert [(d["of"], d["minus"]) for d in made] == [("+ both", "static"), ("+ both", "+ scaling")]
     assert made[0]["mean"] == pytest.approx(12.125)
     assert made[0]["ci95"][0] < 12.125 < made[0]["ci95"][1]
 
 
 def test_a_failed_line_has_no_difference():
-    plan = [p for p in vidit_q.asked(["zoo:fashion"], ["w4a8"]) if p[0].name in ("static", "+ both")]
-    assert not list(vidit_q.differences(plan, [{"failed": "why"}, found([1.0, 2, 3, 4])]))
+    plan = [p for p in vidit_q.STUDY.asked(["zoo:fashion"], ["w4a8"]) if p[0].name in ("static", "+ both")]
+    assert not list(vidit_q.STUDY.differences(plan, [{"failed": "why"}, found([1.0, 2, 3, 4])]))
 
 
 @pytest.mark.parametrize("words", [[], ["-n", "64", "--bits", "w4a8"], ["--models", "zoo:digits", "--steps", "5"]])
 def test_the_command_repeats_the_result(words):
-    given = vidit_q.parsed(words)
-    again = vidit_q.command(given).split()[3:]
-    assert vidit_q.command(vidit_q.parsed(again)) == vidit_q.command(given)
+    given = vidit_q.STUDY.parsed(words)
+    again = vidit_q.STUDY.command(given).split()[3:]
+    assert vidit_q.STUDY.command(vidit_q.STUDY.parsed(again)) == vidit_q.STUDY.command(given)
 
 
 def row(switch, low, high, **size):

@@ -7,6 +7,7 @@ an interrupted run goes on. A failed row is tried again by the next run.
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from dither.measure import Running, compare
 from dither.quantization import Calibration, resolve_recipe
 from dither.recipes import recipe_to
 from dither.sources import open_source
+from dither.stages import SEARCHES
 from dither.stages.needs import MEASURED
 from dither.store import FolderStore
 
@@ -30,6 +32,9 @@ __all__ = ["Pictures", "full_precision", "measure", "numbers"]
 
 SPENT = {"mixed": ("weight", "act"), "integer-program": ("weight", "act")}
 """Fields of a stage that say how measurements are used, and not what is measured."""
+
+LONG = ("groups", "history", "rungs")
+"""What a search notes layer by layer, and step by step."""
 
 Evaluate = Callable[[Path, Asked, "Pictures", Path], dict[str, Any]]
 
@@ -58,7 +63,9 @@ def measure(asked: Asked, pictures: Pictures, work: Path, evaluate: Evaluate = e
         folder = work / digest(asked, pictures)
         kept = folder / "eval.json"
         if not kept.is_file():
-            write_result(kept, evaluate(packed(asked, pictures.seed, folder / "packed", work), asked, pictures, work))
+            made = packed(asked, pictures.seed, folder / "packed", work)
+            cost = json.loads((folder / "cost.json").read_text(encoding="utf-8"))
+            write_result(kept, {**evaluate(made, asked, pictures, work), "quantize": cost})
             shutil.rmtree(folder / "packed")
         found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
     except Exception as e:  # one row must not end a run of hours; its reader learns what became of it
@@ -84,6 +91,7 @@ def packed(asked: Asked, seed: int, target: Path, work: Path) -> Path:
     if not target.is_dir():
         full = open_source(asked.model)
         storage = stored_dtype(full.weight_files)
+        started = time.process_time()
         dither.quantize(
             full.pipeline,
             asked.recipe,
@@ -93,6 +101,8 @@ def packed(asked: Asked, seed: int, target: Path, work: Path) -> Path:
             storage=storage,
             store=measurements(asked, seed, work),
         )
+        minutes = (time.process_time() - started) / 60
+        write_result(target.with_name("cost.json"), {"cpu_minutes": round(minutes, 2)})
         dither.save(full.pipeline, target, storage=storage)
     return target
 
@@ -143,7 +153,17 @@ def numbers(asked: Asked, found: Mapping[str, Any]) -> dict[str, Any]:
         "size": found["size"],
         "layers": {key: found["layers"][key] for key in ("quantized", "total", "simulated")},
         "kernels": found["kernels"],
+        "quantize": found["quantize"],
+        "search": searched(found),
     }
+
+
+def searched(found: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a search for group sizes noted, but for the sizes themselves; None where there was none."""
+    notes = (found.get("recipe") or {}).get("notes") or {}
+    for stage in SEARCHES & set(notes):
+        return {"stage": stage, **{key: value for key, value in notes[stage].items() if key not in LONG}}
+    return None
 
 
 def full_precision(model: str, found: Mapping[str, Any]) -> dict[str, Any]:

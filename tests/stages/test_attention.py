@@ -145,3 +145,7 @@ def test_a_family_that_knows_no_heads_is_named():
     model = Unknown()
     with pytest.raises(BadRecipe, match="family 'generic'"):
         Attention().run(Job(model, adapter_for(model), Bits(8), 0, jobs.calls))
+
+
+def test_no_bits_quantize_nothing():
+    assert promised(PLAIN, Attention(bits=None)) == promised(PLAIN)

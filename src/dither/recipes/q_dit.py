@@ -8,7 +8,7 @@ what it finds takes no more bits and no more bit operations than groups of 128 e
 
 from dither.recipes.entry import Entry
 from dither.spec import Act, Bits, Int
-from dither.stages import Assign, Evolve, Gptq, GroupProgram, Halve, HessianTrace, Ranges, Rtn, Stage
+from dither.stages import Assign, Attention, Evolve, Gptq, GroupProgram, Halve, HessianTrace, Ranges, Rtn, Stage
 
 __all__ = ["ENTRIES"]
 
@@ -25,8 +25,8 @@ def _assign(bits: Bits) -> Assign:
 
 
 def _searched(bits: Bits, search: Stage) -> tuple[Stage, ...]:
-    """What ``rtn`` rounds is what ``gptq=off`` leaves to it."""
-    return (_assign(bits), search, Gptq(act_order=True), Rtn(), Ranges())
+    """``gptq=off`` leaves all weights to ``rtn``; ``attention.bits=8`` quantizes q, k and v as well."""
+    return (_assign(bits), Attention(bits=None), search, Gptq(act_order=True), Rtn(), Ranges())
 
 
 def _q_dit(bits: Bits) -> tuple[Stage, ...]:
@@ -54,7 +54,7 @@ def _q_dit_paper(bits: Bits) -> tuple[Stage, ...]:
     search = Evolve(
         population=50, keep=10, rounds=10, sizes=PAPER_SIZES, samples=800, steps=50, guidance=1.0, judge="inception"
     )
-    return (_assign(bits), search, Gptq(bias=False, levels=0), Rtn(), Ranges())
+    return (_assign(bits), Attention(bits=None), search, Gptq(bias=False, levels=0), Rtn(), Ranges())
 
 
 ENTRIES = (

@@ -17,10 +17,12 @@ from dither.stages.attention import Attention
 from dither.stages.base import Job, Phase, Stage, Store, Study, StudySettings
 from dither.stages.clip import Clip
 from dither.stages.evolve import Evolve
+from dither.stages.gptq import Gptq
 from dither.stages.group_program import GroupProgram
 from dither.stages.groups import Groups
 from dither.stages.halve import Halve
 from dither.stages.hessian_trace import HessianTrace
+from dither.stages.lowrank import SplitLowRank
 from dither.stages.mixed import Mixed
 from dither.stages.program import Program
 from dither.stages.ranges import Ranges
@@ -37,6 +39,7 @@ __all__ = [
     "Attention",
     "Clip",
     "Evolve",
+    "Gptq",
     "GroupProgram",
     "Groups",
     "Halve",
@@ -49,6 +52,7 @@ __all__ = [
     "Rotate",
     "Rtn",
     "Smooth",
+    "SplitLowRank",
     "Stage",
     "Store",
     "Study",
@@ -65,7 +69,7 @@ STAGES: dict[str, type[Any]] = {
     for c in (
         Smooth, Rotate, Assign, Attention, Mixed, Program, Widen, Groups, GroupProgram, HessianTrace, Evolve,
         Halve, TimedSmooth,
-        Clip, Rtn,
+        SplitLowRank, Clip, Gptq, Rtn,
         Ranges,
     )
 }  # fmt: skip

@@ -23,7 +23,7 @@ class Attention:
     """Quantizes the outputs of the linears that make q, k and v; their weights and inputs are left to other stages.
 
     Args:
-        bits: width of a code.
+        bits: width of a code; None quantizes nothing, for recipes where ``attention.bits=8`` switches it on.
         symmetric: no zero points.
         layers: regular expression; of the layers that attention reads, those whose name it finds. Empty: all.
     """
@@ -31,12 +31,14 @@ class Attention:
     tag: ClassVar[str] = "attention"
     phase: ClassVar[Phase] = Phase.ALLOCATE
     paper: ClassVar[str] = "2406.17343"
-    bits: int = 8
+    bits: int | None = 8
     symmetric: bool = False
     layers: str = ""
 
     def run(self, job: Job) -> None:
         """Promise an output format to every layer that is chosen."""
+        if self.bits is None:
+            return
         if not 1 <= self.bits <= 8:
             raise BadRecipe(f"attention.bits {self.bits}: the width must be 1 to 8")
         found = named("attention.layers", self.layers, list(job.layers))
