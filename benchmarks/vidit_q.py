@@ -20,9 +20,7 @@ QUICK = ("mixed.samples=8", "mixed.steps=5")
 
 LINES = (
     Line("static", "vidit-q", ("smooth=off", "rotate=off", STATIC), WIDTHS),
-    Line(
-        "static, 10 time groups", "vidit-q", ("smooth=off", "rotate=off", STATIC, "assign.time_groups=10"), ENDS
-    ),
+    Line("static, 10 time groups", "vidit-q", ("smooth=off", "rotate=off", STATIC, "assign.time_groups=10"), ENDS),
     Line("dynamic per token", "vidit-q", ("smooth=off", "rotate=off"), WIDTHS),
     Line("+ scaling", "vidit-q", ("rotate=off",), WIDTHS),
     Line("+ rotation", "vidit-q", ("smooth=off",), WIDTHS),

@@ -184,7 +184,7 @@ def test_without_the_stage_that_assigns_formats_nothing_would_be_quantized():
 
 def test_an_unknown_recipe_lists_the_names():
     with pytest.raises(
-        BadRecipe, match="unknown recipe 'magic'; known are rtn, rtn-clip, smoothquant, quarot, vidit-q"
+        BadRecipe, match="unknown recipe 'magic'; known are rtn, rtn-clip, smoothquant, quarot, gptq, vidit-q"
     ):
         get("magic")
 

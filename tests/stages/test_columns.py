@@ -56,7 +56,7 @@ def by_definition(w, h, fmt, damp=0.01):
     return out.float()
 
 
-@pytest.mark.parametrize("fmt", [Int(4), Int(3, False), Int(4, False, 8), Int(2, True, 4), Int(1), Int(8, False, 12)], ids=str)
+@pytest.mark.parametrize("fmt", [Int(4), Int(3, False), Int(4, False, 8), Int(2, True, 4), Int(8, False, 12)], ids=str)
 @pytest.mark.parametrize("block", [1, 5, 8, 128])
 def test_it_is_what_the_definition_gives(fmt, block):
     w, h = weight(6, 24), hessian(24)
@@ -102,7 +102,14 @@ def test_order_of_activation_begins_with_the_largest_and_keeps_groups_together()
     assert torch.equal(found.zero[:, 2:3], zero)
 
 
-@given(st.integers(1, 8), st.booleans(), st.sampled_from([0, 4, 8, 16]), st.integers(1, 20), st.booleans(), st.integers(0, 99))
+@given(
+    st.integers(1, 8),
+    st.booleans(),
+    st.sampled_from([0, 4, 8, 16]),
+    st.integers(1, 20),
+    st.booleans(),
+    st.integers(0, 99),
+)
 @settings(max_examples=40, deadline=None)
 def test_codes_always_fit_their_format(bits, symmetric, group, block, order, seed):
     fmt, w = Int(bits, symmetric, group), weight(3, 16, seed)

@@ -35,8 +35,15 @@ def error(job) -> float:
 @pytest.mark.parametrize("assign", [W3, GROUPS], ids=["per channel", "groups"])
 @pytest.mark.parametrize(
     "gptq",
-    [Gptq(), Gptq(act_order=True), Gptq(walk=False), Gptq(by_site=True), Gptq(bias=False), Gptq(correct=True), Gptq(clip=8)],
-    ids=["plain", "ordered", "one pass", "by site", "no bias", "corrected", "clipped"],
+    [
+        Gptq(),
+        Gptq(act_order=True),
+        Gptq(walk=False),
+        Gptq(by_site=True),
+        Gptq(bias=False),
+        Gptq(clip=8),
+    ],
+    ids=["plain", "ordered", "one pass", "by site", "no bias", "clipped"],
 )
 def test_the_model_answers_better_than_with_plain_rounding(assign, gptq):
     assert error(ran(assign, gptq)) < 0.6 * error(ran(assign, Rtn()))
@@ -85,7 +92,8 @@ def test_the_bias_keeps_the_mean_output():
     x = torch.cat(seen)
     with torch.no_grad():
         gap = linear_at(job.model, name)(x) - linear_at(plain, name)(x)
-    assert float(gap.mean(0).abs().max()) < 1e-3 < 0.05 < float(gap.abs().max())
+    assert float(gap.mean(0).abs().max()) < 1e-3
+    assert float(gap.abs().max()) > 0.05
 
 
 def test_without_the_switch_biases_stay():
@@ -130,7 +138,7 @@ def test_a_branch_is_taken_out_before():
 
 def test_widths_that_change_over_time_are_refused():
     widen = Widen(layers="ff", ranges=2, at=(0,), weight=8)
-    with pytest.raises(BadRecipe, match="gptq: layer '.*ff.*' changes its width over time"):
+    with pytest.raises(BadRecipe, match=r"gptq: layer '.*ff.*' changes its width over time"):
         ran(Assign(weight=Int(4)), widen, Gptq())
 
 
@@ -143,9 +151,9 @@ def test_a_model_that_cannot_be_walked_is_told_how():
     job = jobs.job(jobs.pipeline().transformer)
     job.adapter = type("Flat", (), {**{k: getattr(job.adapter, k) for k in dir(job.adapter) if k[0] != "_"}})()
     job.adapter.blocks = lambda model: []
+    W3.run(job)
     with torch.no_grad(), pytest.raises(BadModel, match=r"gptq: .*gptq\.walk=false"):
-        for stage in (W3, Gptq()):
-            stage.run(job)
+        Gptq().run(job)
 
 
 @pytest.mark.parametrize(

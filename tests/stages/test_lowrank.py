@@ -61,7 +61,9 @@ def test_the_function_stays_and_the_branch_is_stored_as_asked(bits):
     job = ran(W3, SplitLowRank(rank=2, bits=bits))
     assert jobs.relative_error(jobs.outputs(job.model), jobs.outputs(jobs.pipeline().transformer)) < 1e-5
     assert job.specs[FC1].lowrank == LowRank(2, None if bits is None else Int(bits))
-    names = {n.removeprefix("lowrank_") for n, _ in linear_at(job.model, FC1).named_buffers() if n.startswith("lowrank_")}
+    names = {
+        n.removeprefix("lowrank_") for n, _ in linear_at(job.model, FC1).named_buffers() if n.startswith("lowrank_")
+    }
     assert names == ({"a_dense", "b_dense"} if bits is None else {"a_codes", "a_scale", "b_codes", "b_scale"})
 
 
@@ -91,8 +93,10 @@ def test_pictures_are_nearer_with_a_branch():
     def error(*stages):
         return float((jobs.outputs(ran(*stages).model) - jobs.outputs(jobs.pipeline().transformer)).square().mean())
 
-    alone, plain, weighted = error(W3, Rtn()), error(W3, SplitLowRank(rank=4), Rtn()), error(
-        W3, SplitLowRank(rank=4, weighted=True), Gptq(), Rtn()
+    alone, plain, weighted = (
+        error(W3, Rtn()),
+        error(W3, SplitLowRank(rank=4), Rtn()),
+        error(W3, SplitLowRank(rank=4, weighted=True), Gptq(), Rtn()),
     )
     assert weighted < plain < alone
 

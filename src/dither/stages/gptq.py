@@ -1,10 +1,9 @@
 """WEIGHT: GPTQ (arXiv 2210.17323), with the groups that each layer has, as Q-DiT (2406.17343) uses it.
 
-    W* = W (C + d) (H + d)^-1           the best real weight for inputs as the layer will see them (``correct``)
-    W' = round_columns(W*, H)           see ``columns``
-    b' = b + W m - W' m^                what is left of the mean output error (``bias``), so H and C are taken about the means
+    W' = round_columns(W, H)        see ``columns``
+    b' = b + W m - W' m^            the mean output error is gone (``bias``), and H is taken about the mean
 
-H, C and the means are those of ``hessian``, d is the damping. Blocks are walked in order: each sees what the blocks before
+H and the means are those of ``hessian``. Blocks are walked in order: each sees what the blocks before
 it, already rounded and with quantized inputs, really give it. A layer that no walk reaches comes last, in one pass.
 
 Modulation linears see a small part of their input space: one row a picture, which noise level and class alone make. Their
@@ -47,7 +46,6 @@ class Gptq:
         by_site: inside a block too, one site behind the other, at a pass each.
         quantized_inputs: H of inputs as the layer will see them, where their ranges are dynamic.
         bias: correct the bias.
-        correct: correct the weight for its inputs' quantization before it is rounded.
         time_weights: of equal ranges of the noise level, from low to high; empty: all alike.
         levels: noise levels at which modulation is summed in closed form; 0: calibrate it like all others.
         clip: candidates of each group's range, from the full one down; 1: the full one.
@@ -67,7 +65,6 @@ class Gptq:
     by_site: bool = False
     quantized_inputs: bool = True
     bias: bool = True
-    correct: bool = False
     time_weights: tuple[float, ...] = ()
     levels: int = 32
     clip: int = 1
@@ -103,7 +100,7 @@ class Gptq:
         ):  # fmt: skip
             if not low <= value <= high:
                 raise BadRecipe(f"gptq.{field} {value:g}: must lie in [{low:g}, {high:g}]")
-        found = Gather(self.tag, self.quantized_inputs, self.correct, self.time_weights, self.rows, self.levels)
+        found = Gather(self.tag, self.quantized_inputs, self.time_weights, self.rows, self.levels)
         found.check()
         return found
 
@@ -143,10 +140,9 @@ class Gptq:
         dense = job.dense(name)
         w = dense.float()
         bias = linear.bias if self.bias else None
-        h, c = (moments.h, moments.c) if bias is None else _about_means(moments)
-        target = self._corrected(w, h, c) if self.correct else w
+        h = moments.h if bias is None else moments.h - torch.outer(moments.seen, moments.seen)
         how = partial(factor, damp=self.damp, rows=moments.rows)
-        made, used = round_columns(target, h, fmt, how, self._grid, self.block, self.act_order)
+        made, used = round_columns(w, h, fmt, how, self._grid, self.block, self.act_order)
         facts |= {"rows": moments.rows, "damp": used.damp, "error": _share(made.error, w, h)}
         facts |= {"rank_deficient": 1.0} if used.rank_deficient else {}
         job.measured(f"{self.tag}.{name}", lambda: facts)
@@ -157,25 +153,12 @@ class Gptq:
         memory.set_aside(dense)
         return out
 
-    def _corrected(self, w: Tensor, h: Tensor, c: Tensor) -> Tensor:
-        """W*, which is W where inputs are not quantized."""
-        d = self.damp * h.diagonal().mean().clamp(min=torch.finfo(h.dtype).tiny)
-        damped = h + d * torch.eye(len(h), device=h.device)
-        moved: Tensor = torch.linalg.solve(damped, (w @ (c - h)).T).T
-        return w + moved if bool(torch.isfinite(moved).all()) else w
-
     def _grid(self, w: Tensor, fmt: Int, diagonal: Tensor) -> tuple[Tensor, Tensor | None]:
         """A group's range (N, 1): the full one, or the best of the candidates."""
         if self.clip == 1:
             return dynamic_grid(w, fmt)
         ratios = torch.linspace(1.0, self.smallest, self.clip).tolist()
         return search_range(w, fmt, ratios, lambda gap: (gap.abs() / diagonal).pow(self.power).sum(-1))
-
-
-def _about_means(moments: Moments) -> tuple[Tensor, Tensor]:
-    """H and C about the means, (K, K) each: a bias takes out what the means contribute."""
-    h, c = moments.h, moments.c
-    return h - torch.outer(moments.seen, moments.seen), c - torch.outer(moments.plain, moments.seen)
 
 
 def _share(error: float, w: Tensor, h: Tensor) -> float:

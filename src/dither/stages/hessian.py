@@ -1,6 +1,6 @@
 """Second moments of what a linear multiplies, streamed over calibration calls: the Hessian of its squared output error.
 
-    H = sum_t w_t  x^ x^T / sum_t w_t        m^ = mean x^        C = mean x x^T        m = mean x
+    H = sum_t w_t  x^ x^^T / sum_t w_t        m^ = mean x^        m = mean x
 
 x is the layer's input after its online transforms, x^ the same as the layer will see it, quantized; without quantized
 inputs both are one. w_t weighs a range of the noise level. Linears that read one tensor in one way share one H. Conditional
@@ -40,16 +40,14 @@ class Moments:
         layer: whose input it is; its online transforms are applied.
         act: how the input is quantized; None: not, or not yet (static ranges come later).
         weights: of the ranges of the noise level that ``rows`` counts.
-        cross: gather C too.
     """
 
-    def __init__(self, layer: nn.Linear, act: Act | None, weights: Tensor, cross: bool) -> None:
+    def __init__(self, layer: nn.Linear, act: Act | None, weights: Tensor) -> None:
         k = layer.in_features
         self.layer, self.act, self.weights = layer, act, weights
         self.rows = 0
         self._mass = 0.0
         self._h = torch.zeros(k, k)
-        self._c = torch.zeros(k, k) if cross and act is not None else None
         self._seen, self._plain = torch.zeros(k, dtype=torch.float64), torch.zeros(k, dtype=torch.float64)
 
     def update(self, x: Tensor, rows: Tensor) -> None:
@@ -70,8 +68,6 @@ class Moments:
         each = weights.float().repeat_interleave(len(plain) // len(weights))[:, None]  # (n, 1)
         heavy = seen * each
         self._h = self._h.to(x.device).addmm_(heavy.T, seen)
-        if self._c is not None:
-            self._c = self._c.to(x.device).addmm_(plain.T, heavy)
         self._seen = self._seen.to(x.device) + heavy.sum(0, dtype=torch.float64)
         self._plain = self._plain.to(x.device) + (plain * each).sum(0, dtype=torch.float64)
         self.rows += len(plain)
@@ -81,11 +77,6 @@ class Moments:
     def h(self) -> Tensor:
         """H (K, K)."""
         return self._h / self._mass
-
-    @property
-    def c(self) -> Tensor:
-        """C (K, K); H where inputs are not quantized, or it was not asked for."""
-        return self.h if self._c is None else self._c / self._mass
 
     @property
     def seen(self) -> Tensor:
@@ -105,7 +96,6 @@ class Gather:
     Args:
         stage: its tag, for messages.
         quantized: inputs as the layer will see them; otherwise in full precision.
-        cross: also C.
         weights: of equal ranges of the noise level, from low to high; empty: all alike.
         least: rows that a layer must see.
         levels: noise levels at which modulation is looked at in closed form; 0: measure it like all others.
@@ -113,7 +103,6 @@ class Gather:
 
     stage: str
     quantized: bool = True
-    cross: bool = False
     weights: tuple[float, ...] = ()
     least: int = 1
     levels: int = 0
@@ -162,7 +151,7 @@ class Gather:
             act = None if act is None or act.static or not self.quantized else act
             key = (sites.get(name, name), act, _transform(layer))
             if key not in shared:
-                shared[key] = first[name] = Moments(layer, act, weights, self.cross)
+                shared[key] = first[name] = Moments(layer, act, weights)
             found[name] = shared[key]
         return found, first
 
@@ -200,7 +189,7 @@ def chunks(
     observed = partial(gather.observed, job, what=what)
     for name in names:
         width = linear_at(job.model, name).in_features
-        size = width * width * 4 * (2 if gather.cross else 1) / GIB
+        size = width * width * 4 / GIB
         key = sites.get(name, name)
         if part and key not in held and sum(held.values()) + size > limit:
             yield tuple(part), observed(part)
