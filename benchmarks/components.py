@@ -22,7 +22,10 @@ from benchmarks.quality.row import Pictures, measure
 from dither.evaluation.intervals import paired_mean_interval
 from dither.quantization import Calibration
 
-__all__ = ["Components", "Line"]
+__all__ = ["BATCH", "Components", "Line"]
+
+BATCH = 32
+"""Pictures at a time: the fastest on two cores, and no picture depends on it."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Components:
         """Exit status: 1 if a row failed."""
         given = self.parsed(words)
         torch.set_num_threads(given.threads)
-        pictures = Pictures(n=given.n, steps=given.steps)
+        pictures = Pictures(n=given.n, steps=given.steps, batch_size=BATCH)
         plan = list(self.asked(given.models, given.bits))
         if given.part is not None:
             index, parts = map(int, given.part.split("/"))

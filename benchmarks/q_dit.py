@@ -59,7 +59,7 @@ PAIRS = (
     ("DiTAS + GPTQ", "DiTAS + GPTQ, without branch"),
     ("DiTAS + GPTQ", "DiTAS + GPTQ, branch for the weight"),
 )
-STUDY = Components("benchmarks.q_dit", __doc__, "q_dit", LINES, PAIRS, MODELS, WIDTHS, steps=8)
+STUDY = Components("benchmarks.q_dit", __doc__, "q_dit", LINES, PAIRS, MODELS, WIDTHS, steps=6)
 
 if __name__ == "__main__":
     sys.exit(STUDY.main(sys.argv[1:]))

@@ -29,6 +29,7 @@ RUNS: tuple[tuple[str, str, str, tuple[str, ...] | None], ...] = (
     ("facebook", "w4a8", "rtn", ()),
     ("diffusers", "w8a8", "smoothquant", CALIBRATION),
     ("diffusers", "w4a8", "vidit-q", CALIBRATION),
+    ("diffusers", "w4a8", "gptq", CALIBRATION),
     ("pixart", "w4a8", "vidit-q", OWN_CALLS),
 )
 QUANTIZE_GOAL, LOAD_GOAL = 1.5, 0.5

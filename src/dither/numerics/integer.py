@@ -123,7 +123,7 @@ def to_codes(x: Tensor, scale: Tensor, zero: Tensor | None, fmt: Int) -> Tensor:
 
 def from_codes(codes: Tensor, scale: Tensor, zero: Tensor | None, fmt: Int) -> Tensor:
     """The float32 values (..., K) that the codes stand for. This defines the format."""
-    return _value(grouped(codes, fmt.group).float(), scale, zero, fmt).flatten(-2)
+    return _value(grouped(codes, fmt.group).to(torch.float32, copy=True), scale, zero, fmt).flatten(-2)
 
 
 def fake_quantize(x: Tensor, fmt: Int, scale: Tensor, zero: Tensor | None) -> Tensor:
@@ -200,17 +200,17 @@ def _need(zero: Tensor | None, fmt: Int) -> Tensor:
 
 
 def _nearest(x: Tensor, scale: Tensor, zero: Tensor | None, fmt: Int) -> Tensor:
-    """Codes as float32 (..., G, g)."""
-    q = torch.round(grouped(x.float(), fmt.group) / _divisor(scale.float()).unsqueeze(-1))
+    """Codes as float32 (..., G, g), a tensor of its own: in place, as page faults of new ones cost more than arithmetic."""
+    q = (grouped(x.float(), fmt.group) / _divisor(scale.float()).unsqueeze(-1)).round_()
     if not fmt.symmetric:
-        q = q + _need(zero, fmt).float().unsqueeze(-1)
-    return q.clamp(*code_bounds(fmt))
+        q.add_(_need(zero, fmt).float().unsqueeze(-1))
+    return q.clamp_(*code_bounds(fmt))
 
 
 def _value(q: Tensor, scale: Tensor, zero: Tensor | None, fmt: Int) -> Tensor:
-    """Values (..., G, g) of codes given as float32."""
+    """Values (..., G, g) of codes given as float32, which they replace."""
     if not fmt.symmetric:
-        q = q - _need(zero, fmt).float().unsqueeze(-1)
+        q.sub_(_need(zero, fmt).float().unsqueeze(-1))
     elif fmt.bits == 1:
-        q = 2 * q - 1
-    return q * scale.float().unsqueeze(-1)
+        q.mul_(2).sub_(1)
+    return q.mul_(scale.float().unsqueeze(-1))
