@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import evaluation_tables, vidit_q_tables
+from benchmarks import evaluation_tables, q_dit_tables, vidit_q_tables
 from benchmarks.markdown import Result, above_all_others, distance_of, floors, psnr_of, ratio, result, table
 
 ROOT = Path(__file__).parents[1]
@@ -171,8 +171,10 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "speed": speed,
     "xl": lambda: xl("xl"),
     "xl-vidit-q": lambda: xl("xl_vidit_q"),
+    "xl-gptq": lambda: xl("xl_gptq"),
     **evaluation_tables.TABLES,
     **vidit_q_tables.TABLES,
+    **q_dit_tables.TABLES,
 }
 
 

@@ -1,73 +1,12 @@
-"""Tables of ViDiT-Q's components, of their differences, and of mixed precision, made of ``results/vidit_q.json``."""
+"""Tables of ViDiT-Q: its components, their differences, mixed precision, and what goes with them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 
-from benchmarks.markdown import Result, above_all_others, distance_of, floors, psnr_of, ratio, result, table
+from benchmarks.component_tables import components, differences
+from benchmarks.markdown import distance_of, psnr_of, ratio, result, table
 
 __all__ = ["TABLES"]
-
-
-def components() -> str:
-    """A line a component, a column a width: PSNR, FD, true bits."""
-    data = result("vidit_q")
-    rows = [r for r in data["rows"] if r["bits"]]
-    widths = list(dict.fromkeys(r["bits"] for r in rows))
-    lines = []
-    for model in dict.fromkeys(r["model"] for r in rows):
-        mine = {(r["switch"], r["bits"]): r for r in rows if r["model"] == model}
-        best = {bits: _best([r for (_, b), r in mine.items() if b == bits]) for bits in widths}
-        for name in dict.fromkeys(name for name, _ in mine):
-            cells = [_cell(mine.get((name, bits)), best[bits]) for bits in widths]
-            lines.append([f"`{model}`", name, *cells])
-    return table(["model", "", *map(str.upper, widths)], lines) + "\n" + _explained(data)
-
-
-def _best(rows: Sequence[Result]) -> Result | None:
-    """The row whose interval lies above all others."""
-    measured = [r for r in rows if "failed" not in r]
-    found = above_all_others([r["psnr_db"]["ci95"] for r in measured])
-    return None if found is None else measured[found]
-
-
-def _cell(row: Result | None, best: Result | None) -> str:
-    if row is None:
-        return ""
-    if "failed" in row:
-        return f"failed: {row['failed']}"
-    psnr = psnr_of(row)
-    return f"{f'**{psnr}**' if row is best else psnr}; {distance_of(row)}; {row['size']['bits_per_weight']:.2f}"
-
-
-def _explained(data: Result) -> str:
-    return (
-        "Cells: PSNR to full precision in dB (60 at most) [95 % interval]; FD to full precision ± standard error; true bits "
-        f"per weight as stored. {data['n']} pictures a cell, the same seeds everywhere, {data['steps']} steps, guidance "
-        f"{data['guidance']}. Bold: an interval above all others of its model and column. Full precision against itself: "
-        f"{floors(data['rows'])}. {data['device']}, torch {data['versions']['torch']}; `{data['command']}`.\n"
-    )
-
-
-def differences() -> str:
-    """A line a pair, a column a width."""
-    data = result("vidit_q")
-    found = {(d["model"], d["of"], d["minus"], d["bits"]): d for d in data["differences_db"]}
-    widths = list(dict.fromkeys(bits for *_, bits in found))
-    pairs = list(dict.fromkeys(key[:3] for key in found))
-    lines = [
-        [f"`{model}`", f"{of} − {minus}", *(_difference(found.get((model, of, minus, bits))) for bits in widths)]
-        for model, of, minus in pairs
-    ]
-    return table(["model", "", *map(str.upper, widths)], lines) + (
-        "\nMean difference of PSNR in dB, picture by picture [95 % interval]. Bold: the interval excludes 0.\n"
-    )
-
-
-def _difference(found: Result | None) -> str:
-    if found is None:
-        return ""
-    low, high = found["ci95"]
-    text = f"{found['mean']:+.2f} [{low:+.2f}, {high:+.2f}]"
-    return f"**{text}**" if low > 0 or high < 0 else text
 
 
 def mixed() -> str:
@@ -171,8 +110,8 @@ def luck() -> str:
 SITES = {"norm1": "q, k, v", "norm3": "fc1"}
 
 TABLES: Mapping[str, Callable[[], str]] = {
-    "vidit-q": components,
-    "vidit-q-differences": differences,
+    "vidit-q": partial(components, "vidit_q"),
+    "vidit-q-differences": partial(differences, "vidit_q"),
     "vidit-q-mixed": mixed,
     "rotation": rotation,
     "luck": luck,

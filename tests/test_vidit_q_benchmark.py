@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import vidit_q, vidit_q_tables
+from benchmarks import component_tables, vidit_q, vidit_q_tables
 from benchmarks.quality.row import Pictures, digest
 from dither.quantization import resolve_recipe
 
@@ -87,8 +87,8 @@ def result_of(*rows):
 def test_only_what_stands_out_is_bold_and_failures_stay(monkeypatch):
     failed = {"model": "zoo:fashion", "bits": "w4a8", "switch": "static", "failed": "BadValue: why"}
     data = result_of(row("+ both", 34, 36), row("+ scaling", 30, 32), failed)
-    monkeypatch.setattr(vidit_q_tables, "result", lambda name: data)
-    text = vidit_q_tables.components()
+    monkeypatch.setattr(component_tables, "result", lambda name: data)
+    text = component_tables.components("any")
     assert "| + both | **35.0 [34.0, 36.0]**; 0.25 ± 0.01; 4.20 |" in text
     assert "| + scaling | 31.0 [30.0, 32.0]; " in text
     assert "| static | failed: BadValue: why |" in text
@@ -96,8 +96,8 @@ def test_only_what_stands_out_is_bold_and_failures_stay(monkeypatch):
 
 
 def test_a_difference_is_bold_where_its_interval_excludes_zero(monkeypatch):
-    monkeypatch.setattr(vidit_q_tables, "result", lambda name: result_of())
-    assert "| a − b | **+1.00 [+0.50, +1.50]** | -0.10 [-0.50, +0.30] |" in vidit_q_tables.differences()
+    monkeypatch.setattr(component_tables, "result", lambda name: result_of())
+    assert "| a − b | **+1.00 [+0.50, +1.50]** | -0.10 [-0.50, +0.30] |" in component_tables.differences("any")
 
 
 def test_mixed_rows_stand_beside_the_uniform_one_with_both_counts(monkeypatch):
