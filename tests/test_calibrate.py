@@ -257,9 +257,9 @@ def block_inputs(model: nn.Module) -> dict[str, list[torch.Tensor]]:
 def test_walk_gives_each_block_exactly_what_the_model_gives():
     model = jobs.pipeline().transformer
     want = block_inputs(model)
-    steps = list(jobs.job(model).walk())
-    assert [s.name for s in steps] == ["transformer_blocks.0", "transformer_blocks.1"]
-    for i, step in enumerate(steps):
+    names = []
+    for i, step in enumerate(jobs.job(model).walk()):
+        names.append(step.name)
         assert step.module is model.transformer_blocks[i]
         assert len(step.calls) == len(jobs.calls())
         assert all(torch.equal(c.args[0], w) for c, w in zip(step.calls, want[str(i)], strict=True))
@@ -326,7 +326,7 @@ def test_walk_refuses_a_model_without_blocks():
 
 
 def test_walk_tells_the_time_of_each_call():
-    model, told = jobs.pipeline().transformer, []
+    model, told = jobs.pipeline(num_layers=3).transformer, []
     job = jobs.job(model)
     job.set_clock((0.5,), 1)
     tell = job.clock.tell

@@ -31,6 +31,7 @@ GUIDES = (
     "results",
     "kernels",
     "vidit-q",
+    "q-dit",
     "design",
 )
 COMMANDS = typer.main.get_command(app)

@@ -1,9 +1,12 @@
 """The tables of Q-DiT's and DiTAS's components and searches: which rows are asked for, and what the cells say."""
 
+import jobs
 import pytest
 
+import dither
 from benchmarks import component_tables, q_dit, q_dit_tables
-from benchmarks.quality.row import Pictures, digest
+from benchmarks.quality.row import LONG, Pictures, digest, searched
+from dither.checkpoint import header_of
 from dither.quantization import plan_ahead, resolve_recipe
 from dither.sources import open_source
 from dither.stages import SEARCHES, stages_of
@@ -144,6 +147,30 @@ def test_a_search_stands_beside_the_uniform_size_with_its_cost_and_gain(told):
         *head, "evolution", "12,960", "4.2", "4.396", "38.26 of 38.50", "32.0 [31.0, 33.0]", "**+1.00 [+0.60, +1.40]**",
     ]  # fmt: skip
     assert len(lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("recipe", "few"),
+    [
+        ("q-dit", ["evolve.population=4", "evolve.keep=2", "evolve.rounds=1", "evolve.samples=2", "evolve.steps=2"]),
+        ("q-dit-ilp", ["group-program.samples=2", "group-program.steps=2"]),
+        ("q-dit-trace", ["hessian-trace.calls=2"]),
+        ("q-dit-halving", ["halve.candidates=4", "halve.samples=2", "halve.most=4", "halve.steps=2"]),
+    ],
+)
+def test_every_search_notes_what_its_line_needs(told, recipe, few):
+    """Groups of 64 in layers of 64 and 256 channels leave a choice."""
+    groups = [f"assign.{what}.group=64" for what in ("weight", "act.grid", "adaln")]
+    pipe, how = jobs.pipeline(num_attention_heads=8, num_layers=1), dither.Calibration(4, 2, calls=2)
+    dither.quantize(pipe, recipe, "w4a8", settings=[*few, *groups, "gptq=off"], calibration=how)
+    found = searched({"recipe": header_of(pipe.transformer).recipe})
+    assert found["stage"] == next(iter(SEARCHES & {stage.tag for stage in stages_of(dither.recipes.get(recipe))}))
+    assert not set(LONG) & set(found)
+    line = cells(told([UNIFORM, row("+ searched: any", 31, 33, minutes=3.0, search=found)])[1])
+    assert int(line[3].replace(",", "")) == found["model_samples"] > 0
+    assert line[4] == "1.0"
+    spent, most = map(float, line[6].split(" of "))
+    assert 0 < spent <= most
 
 
 @pytest.mark.parametrize(

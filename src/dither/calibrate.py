@@ -150,7 +150,7 @@ class BlockStep:
 
     name: str
     module: nn.Module
-    calls: tuple[Call, ...]
+    calls: Sequence[Call]
 
 
 class _Stop(Exception):
@@ -193,7 +193,8 @@ def walk(
 ) -> Iterator[BlockStep]:
     """The blocks in order. Change a block before asking for the next: its new output is what the next receives.
 
-    Peak memory is one block's inputs for all calls, on the CPU, whatever the depth. ``rows`` and ``tell`` are as for
+    Peak memory is one block's inputs for all calls, on the CPU, whatever the depth; a step's calls are those of the next
+    one when that is asked for. ``rows`` and ``tell`` are as for
     ``observe``: a block that runs alone has no denoiser call to read the time from.
 
     Raises:
@@ -206,10 +207,10 @@ def walk(
     _check_carry(model, adapter, names, calls[0])
     current = _inputs_of(model, names[0], calls)
     for name in names:
-        module = model.get_submodule(name)
-        yield BlockStep(name, module, tuple(current))
+        yield BlockStep(name, model.get_submodule(name), current)
         module = model.get_submodule(name)  # the caller may have replaced it
-        current = [_onward(module, adapter, c, rows[i], tell) for i, c in enumerate(current)]
+        for i, call in enumerate(current if name != names[-1] else ()):  # in place: old inputs go as new ones come
+            current[i] = _onward(module, adapter, call, rows[i], tell)
 
 
 def _onward(module: nn.Module, adapter: Adapter, call: Call, rows: Tensor, tell: Callable[[Tensor], None]) -> Call:

@@ -138,6 +138,11 @@ def test_fewer_rows_than_channels_are_told():
     assert not factor(hessian(16), 0.01, 200).rank_deficient
 
 
+def test_repeated_rows_are_told_however_many_they_are():
+    x = torch.randn(10, 24, generator=torch.Generator().manual_seed(0)).repeat(100, 1)
+    assert factor(x.T @ x / len(x), 0.01, len(x)).rank_deficient
+
+
 def test_what_one_damping_does_not_make_definite_gets_more():
     h = torch.ones(8, 8) - 0.1 * torch.eye(8)  # seven eigenvalues of -0.1
     used = factor(h, 0.01, 10**6)

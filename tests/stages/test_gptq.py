@@ -190,3 +190,23 @@ def test_through_the_api_it_is_packed_and_reloads(tmp_path):
     want = jobs.outputs(pipe.transformer)
     dither.save(pipe, tmp_path / "out")
     assert torch.equal(jobs.outputs(dither.load(tmp_path / "out").transformer), want)
+
+
+def test_behind_a_stage_that_has_rounded_all_it_is_refused():
+    with pytest.raises(BadRecipe, match="put 'gptq' before it"):
+        ran(W3, Rtn(), Gptq())
+
+
+def test_one_range_for_a_whole_tensor_is_not_searched():
+    with pytest.raises(BadRecipe, match=r"gptq\.clip 5: layer '.*' has one range for"):
+        ran(Assign(weight=Int(4, True, -1), adaln=None), Gptq(clip=5))
+    ran(Assign(weight=Int(4, True, -1), adaln=None), Gptq()).finish()
+
+
+def test_a_run_that_has_all_layers_walks_no_block(monkeypatch):
+    store = studies.Kept()
+    whole = ran(GROUPS, Gptq(), store=store)
+    monkeypatch.setattr("dither.stages.gptq._walked", lambda job: pytest.fail("a block was walked"))
+    again = ran(GROUPS, Gptq(), store=store)
+    assert jobs.same_tensors(again.model, whole.model)
+    assert again.notes == whole.notes

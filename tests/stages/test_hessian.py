@@ -110,8 +110,7 @@ def test_ranges_of_the_noise_level_weigh_what_they_are_told():
 
 def test_modulation_is_summed_in_closed_form_over_every_class_without_a_call():
     job = prepared(PLAIN)
-    job._calls = None
-    job.record = lambda: pytest.fail("a call was asked for")
+    job.model.register_forward_pre_hook(lambda module, args: pytest.fail("the model was called"))
     m = Gather("gptq", levels=8).observed(job, [ADALN], "")[ADALN]
     assert m.rows == 8 * 11  # ten classes and the null class
     norm = job.model.transformer_blocks[0].norm1
@@ -120,6 +119,7 @@ def test_modulation_is_summed_in_closed_form_over_every_class_without_a_call():
         for label in range(11):
             rows.append(norm.silu(norm.emb(level[None] * 1000, torch.tensor([label]), hidden_dtype=torch.float32))[0])
             often.append(10.0 if label == 10 else 1.0)  # guidance asks for the null class every other time
+    assert float(torch.cat([job.adapter.branch(job.model, c) for c in job.calls]).float().mean()) == 0.5
     x, w = torch.stack(rows).detach(), torch.tensor(often)[:, None]
     assert close(m.h, (x * w).T @ x / w.sum())
     assert close(m.seen, (x * w).sum(0) / w.sum())
@@ -155,10 +155,36 @@ def test_memory_is_kept_by_passing_more_than_once():
     names = [*QKV, BLOCK + "attn1.to_out.0", BLOCK + "ff.net.0.proj", BLOCK + "ff.net.2"]
     job = prepared(PLAIN)
     small = 3 * 16 * 16 * 4 / (1 << 30)  # three Hessians of 16 channels
-    parts = list(chunks(job, Gather("gptq"), names, small, ""))
-    assert [part for part, _ in parts] == [tuple(names[:5]), tuple(names[5:])]  # q, k, v have one; fc2's fills a pass
-    ((whole, found),) = chunks(job, Gather("gptq"), names, 1.0, "")
+    whole, found = next(chunks(job, Gather("gptq"), names, 1.0, "", bool))
     assert whole == tuple(names)
-    for part, some in parts:
-        for name in part:
-            assert close(some[name].h, found[name].h)
+    parts = []
+    for part, some in chunks(job, Gather("gptq"), names, small, "", bool):
+        parts.append(part)
+        assert all(close(some[name].h, found[name].h) for name in part)
+    assert parts == [tuple(names[:5]), tuple(names[5:])]  # q, k, v have one; fc2's fills a pass
+
+
+def test_moments_are_gone_when_the_next_are_asked_for_and_only_made_where_something_lacks():
+    names = [QKV[0], BLOCK + "ff.net.2"]
+    held = []
+    for part, found in chunks(prepared(PLAIN), Gather("gptq"), names, 1e-9, "", lambda part: part[0] == QKV[0]):
+        assert not held or not held[-1]
+        assert bool(found) == (part == (QKV[0],))
+        held.append(found)
+    assert len(held) == 2
+
+
+def test_a_sampler_without_guidance_never_asks_for_the_null_class(monkeypatch):
+    job = prepared(PLAIN)
+    guided = Gather("gptq", levels=4).observed(job, [ADALN], "")[ADALN]
+    monkeypatch.setattr(type(job.adapter), "branch", lambda self, model, call: torch.zeros(2, dtype=torch.int64))
+    alone = Gather("gptq", levels=4).observed(job, [ADALN], "")[ADALN]
+    norm = job.model.transformer_blocks[0].norm1
+    rows = [
+        norm.silu(norm.emb(level[None] * 1000, torch.tensor([label]), hidden_dtype=torch.float32))[0]
+        for level in (torch.arange(4) + 0.5) / 4
+        for label in range(10)
+    ]
+    x = torch.stack(rows).detach()
+    assert close(alone.h, x.T @ x / len(x))
+    assert not close(alone.h, guided.h)

@@ -131,9 +131,11 @@ def test_fields_that_make_no_sense_are_named(fields, says):
 def test_stages_that_have_looked_at_the_weight_already_are_refused():
     with pytest.raises(BadRecipe, match="put 'low-rank' before it"):
         ran(W3, Clip(outputs=False), SplitLowRank(rank=2))
+    with pytest.raises(BadRecipe, match="has a branch already"):
+        ran(W3, SplitLowRank(rank=2), SplitLowRank(rank=2))
     with pytest.raises(BadRecipe, match="low-rank branch, which cannot be scaled by range"):
         ran(W3, SplitLowRank(rank=2), TimedSmooth())
-    with pytest.raises(BadRecipe, match="no layer is to have integer weights"):
+    with pytest.raises(BadRecipe, match="no such layer is to have integer weights"):
         ran(Assign(weight=Codebook(2, 16)), SplitLowRank(rank=2))
 
 
@@ -144,3 +146,47 @@ def test_an_interrupted_run_goes_on_with_the_branches_it_has():
         ran(*stages, store=store)
     store.most = 10**9
     assert jobs.same_tensors(ran(*stages, store=store).model, whole.model)
+
+
+def test_weighted_branches_that_are_kept_need_no_pass():
+    stages = (W3, SplitLowRank(rank=2, rounds=2, weighted=True), Rtn())
+    store = studies.Kept()
+    whole = ran(*stages, store=store)
+    job = jobs.job(jobs.pipeline().transformer)
+    job.store, job.record = store, lambda: pytest.fail("calls were asked for")
+    with torch.no_grad():
+        for stage in stages:
+            stage.run(job)
+    assert jobs.same_tensors(job.model, whole.model)
+
+
+def test_the_best_round_is_kept_not_the_last():
+    plain = jobs.pipeline().transformer
+
+    def left(rounds):
+        job = ran(
+            Assign(weight=Int(2, False, 8), adaln=Int(4)),
+            SplitLowRank(rank=2, rounds=rounds, bits=None, layers="to_q"),
+            Rtn(),
+        )
+        names = [n for n, s in job.specs.items() if s.lowrank is not None]
+        return [
+            float((linear_at(job.model, n).dequantized() - linear_at(plain, n).weight.detach()).square().sum())
+            for n in names
+        ]
+
+    for few, more in ((1, 3), (3, 10), (10, 40)):
+        assert all(b <= a * (1 + 1e-4) for a, b in zip(left(few), left(more), strict=True))
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models_get_branches_too(bits, dtype):
+    job = jobs.job(jobs.pipeline().transformer)
+    model = job.model.to(dtype)
+    with torch.no_grad():
+        for stage in (Assign(weight=Int(3)), SplitLowRank(rank=2, bits=bits), Rtn()):
+            stage.run(job)
+    job.finish()
+    x = torch.randn(2, 16, dtype=dtype)
+    assert torch.isfinite(linear_at(model, FC1)(x)).all()

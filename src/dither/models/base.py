@@ -49,7 +49,7 @@ class Conditioning(Protocol):
 
     def __call__(self, model: nn.Module, levels: Tensor) -> tuple[Tensor, Tensor]:
         """Rows (L * classes, K) float32 at these normalized noise levels (L,), for every class and the null class, and
-        how often each is asked for, (L * classes,): guided sampling asks for the null class in every other row."""
+        which of them are the null class's, (L * classes,) bool."""
 
 
 @dataclass(frozen=True)

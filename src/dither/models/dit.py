@@ -105,7 +105,7 @@ class LabelModulation:
 
 @dataclass(frozen=True)
 class LabelInputs:
-    """What a block's modulation linear reads. The null class is asked for as often as all others together.
+    """What a block's modulation linear reads.
 
     Args:
         block: name of the block.
@@ -116,9 +116,9 @@ class LabelInputs:
     def __call__(self, model: nn.Module, levels: Tensor) -> tuple[Tensor, Tensor]:
         """(L * classes, D), (L * classes,)."""
         rows = _embedded(model, self.block, levels).float()
-        often = torch.ones(len(levels), len(rows) // len(levels), device=rows.device)
-        often[:, -1] = max(often.shape[1] - 1, 1)
-        return rows, often.reshape(-1)
+        null = torch.zeros(len(levels), len(rows) // len(levels), dtype=torch.bool, device=rows.device)
+        null[:, -1] = True
+        return rows, null.reshape(-1)
 
 
 def _embedded(model: nn.Module, block: str, levels: Tensor) -> Tensor:

@@ -189,7 +189,8 @@ class Job:
         if pre_scale is not None:
             if spec.rotation is not None:
                 raise BadRecipe(f"layer '{name}' is scaled after it was rotated: put the scaling stage first")
-            tensors["pre_scale"] = tensors.get("pre_scale", torch.ones(1)) * pre_scale.float()
+            before = tensors.get("pre_scale")
+            tensors["pre_scale"] = pre_scale.float() if before is None else before * pre_scale.float()
             spec = replace(spec, pre_scale=tensors["pre_scale"].shape[0])
         if rotation is not None:
             if spec.rotation is not None:

@@ -36,7 +36,7 @@ def filled(
 ) -> QLinear:
     """A QLinear in place of ``old`` with these buffers, on the device of its weight."""
     shape = (old.out_features, old.in_features)
-    dtype = tensors["weight_dense"].dtype if spec.weight is None else torch.float32
+    dtype = next((t.dtype for k, t in tensors.items() if k.endswith("_dense")), torch.float32)
     if missing := set(tensor_layout(spec, shape)) - set(tensors):
         raise BadRecipe(f"layer '{name}': the recipe never makes its '{min(missing)}'")
     device = next(t.device for k, t in tensors.items() if k.startswith("weight_"))

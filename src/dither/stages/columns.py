@@ -24,13 +24,15 @@ from dither.errors import BadValue
 from dither.numerics import dynamic_grid, from_codes, groups, to_codes
 from dither.spec import PER_ROW, PER_TENSOR, Int
 
-__all__ = ["Factor", "Grid", "Rounded", "factor", "round_columns"]
+__all__ = ["Factor", "Grid", "Rounded", "damped_root", "factor", "round_columns"]
 
 Grid: TypeAlias = Callable[[Tensor, Int, Tensor], tuple[Tensor, Tensor | None]]
 """From a group's weights (N, g), its format per row and U's diagonal there (g,) to scale (N, 1) and zero."""
 
 MOST_DAMP = 1e4
 FIRST_DAMP = 1e-6
+UNSEEN = 1e-5
+"""Pivots below this share of the mean diagonal belong to directions without input, as far as float32 can tell."""
 
 
 @dataclass(frozen=True)
@@ -78,21 +80,44 @@ def factor(h: Tensor, damp: float, rows: int) -> Factor:
     """
     if not bool(torch.isfinite(h).all()):
         raise BadValue("its Hessian holds NaN or infinity")
-    diagonal = h.diagonal()
-    mean = float(diagonal.mean())
-    dead = diagonal <= 0
-    unit = mean if mean > 0 else 1.0
-    deficient = bool(dead.any()) or rows < len(h)
+    deficient = rows < len(h) or not _is_filled(h)
+    while True:
+        lower, used = damped_root(h, damp)
+        deficient |= used > damp
+        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        if not failed and bool(torch.isfinite(upper).all()):
+            return Factor(upper, used, deficient)
+        damp, deficient = max(10 * used, FIRST_DAMP), True
+
+
+def _is_filled(h: Tensor) -> bool:
+    """Whether all directions have inputs: many rows may still be the same few."""
+    hardly = h.clone()
+    hardly.diagonal().add_(FIRST_DAMP * _unit(h))
+    lower, failed = torch.linalg.cholesky_ex(hardly)
+    return not failed and float(lower.diagonal().square().min()) > UNSEEN * _unit(h)
+
+
+def damped_root(h: Tensor, damp: float) -> tuple[Tensor, float]:
+    """L (K, K) lower triangular of a damped H = L L^T, and the damping that it took, as a share of the mean diagonal.
+
+    Raises:
+        BadValue: nothing makes it positive definite.
+    """
+    unit = _unit(h)
     while damp <= MOST_DAMP:
         damped = h.clone()
-        damped.diagonal().add_(damp * unit + dead * unit)
+        damped.diagonal().add_(damp * unit + (h.diagonal() <= 0) * unit)
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if not failed and bool(torch.isfinite(upper).all()):
-                return Factor(upper, damp, deficient)
-        damp, deficient = max(10 * damp, FIRST_DAMP), True
+            return lower, damp
+        damp = max(10 * damp, FIRST_DAMP)
     raise BadValue("its Hessian cannot be made positive definite by damping")
+
+
+def _unit(h: Tensor) -> float:
+    mean = float(h.diagonal().mean())
+    return mean if mean > 0 else 1.0
 
 
 def round_columns(

@@ -23,7 +23,7 @@ from dither.calibrate import BlockStep
 from dither.errors import BadModel, BadRecipe
 from dither.models.base import linear_at
 from dither.numerics import dynamic_grid, from_codes, pack_int
-from dither.spec import Int
+from dither.spec import PER_TENSOR, Int
 from dither.stages.base import Job, Phase
 from dither.stages.clip import MOST_STEPS, search_range
 from dither.stages.columns import factor, round_columns
@@ -76,13 +76,20 @@ class Gptq:
     def run(self, job: Job) -> None:
         """Commit every layer whose weight is to be integers."""
         gather = self._check()
-        names = [n for n, s in job.specs.items() if isinstance(s.weight, Int) and n not in job.done]
+        integers = [n for n, s in job.specs.items() if isinstance(s.weight, Int)]
+        names = [n for n in integers if n not in job.done]
+        if integers and not names:
+            raise BadRecipe("gptq: an earlier stage has rounded every integer weight; put 'gptq' before it")
         if varied := [n for n in names if n in job.varied]:
             raise BadRecipe(f"gptq: layer '{varied[0]}' changes its width over time, and only 'rtn' rounds for several")
         if ranged := [n for n in names if n in job.grids]:
             raise BadRecipe(
                 f"gptq: layer '{ranged[0]}' has a range from 'clip', which holds for weights that no error was passed on "
                 "to: leave 'clip' out, and set gptq.clip"
+            )
+        if self.clip > 1 and (whole := [n for n in names if _per_tensor(job, n)]):
+            raise BadRecipe(
+                f"gptq.clip {self.clip}: layer '{whole[0]}' has one range for the whole tensor, which is not searched"
             )
         done = 0
         for part, found in self._parts(job, gather, names):
@@ -109,16 +116,17 @@ class Gptq:
     ) -> Iterator[tuple[Sequence[str], Mapping[str, Moments]]]:
         """Layers that are rounded with moments of one pass, in order; no moments where all of them are kept already."""
         rest = list(names)
-        if self.walk and names:
+        if self.walk and job.lacks(rest):
             for step in _walked(job):
                 inside = [n for n in names if n.startswith(f"{step.name}.")]
                 for part in self._passes(job, step, inside):
-                    yield part, gather.observed(job, part, "", step) if job.lacks(part) else {}
+                    found = gather.observed(job, part, "", step) if job.lacks(part) else {}
+                    yield part, found
+                    found.clear()
                 rest = [n for n in rest if n not in inside]
-        if rest and job.lacks(rest):
-            yield from chunks(job, gather, rest, self.memory, "measuring Hessians")
-        elif rest:
-            yield rest, {}
+                if not job.lacks(rest):
+                    break
+        yield from chunks(job, gather, rest, self.memory, "measuring Hessians", job.lacks)
 
     def _passes(self, job: Job, step: BlockStep, inside: Sequence[str]) -> list[list[str]]:
         """Layers of a block by pass: modulation first, so that all others see it rounded; then all, or site by site."""
@@ -143,7 +151,7 @@ class Gptq:
         h = moments.h if bias is None else moments.h - torch.outer(moments.seen, moments.seen)
         how = partial(factor, damp=self.damp, rows=moments.rows)
         made, used = round_columns(w, h, fmt, how, self._grid, self.block, self.act_order)
-        facts |= {"rows": moments.rows, "damp": used.damp, "error": _share(made.error, w, h)}
+        facts |= {"rows": float(moments.rows), "damp": used.damp, "error": _share(made.error, w, h)}
         facts |= {"rank_deficient": 1.0} if used.rank_deficient else {}
         job.measured(f"{self.tag}.{name}", lambda: facts)
         out = pack_int(made.codes, made.scale, made.zero, fmt)
@@ -159,6 +167,11 @@ class Gptq:
             return dynamic_grid(w, fmt)
         ratios = torch.linspace(1.0, self.smallest, self.clip).tolist()
         return search_range(w, fmt, ratios, lambda gap: (gap.abs() / diagonal).pow(self.power).sum(-1))
+
+
+def _per_tensor(job: Job, name: str) -> bool:
+    fmt = job.specs[name].weight
+    return isinstance(fmt, Int) and fmt.group == PER_TENSOR
 
 
 def _share(error: float, w: Tensor, h: Tensor) -> float:

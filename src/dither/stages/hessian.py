@@ -10,9 +10,8 @@ What a modulation linear reads follows from noise level and class alone: its mom
 noise levels, in closed form, without a picture.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -65,13 +64,17 @@ class Moments:
         if self.act is not None:
             seen = fake_quantize(plain, self.act.grid, *dynamic_grid(plain, self.act.grid))
         plain, seen = plain.reshape(-1, plain.shape[-1]), seen.reshape(-1, plain.shape[-1])  # (n, K)
-        each = weights.float().repeat_interleave(len(plain) // len(weights))[:, None]  # (n, 1)
-        heavy = seen * each
-        self._h = self._h.to(x.device).addmm_(heavy.T, seen)
-        self._seen = self._seen.to(x.device) + heavy.sum(0, dtype=torch.float64)
-        self._plain = self._plain.to(x.device) + (plain * each).sum(0, dtype=torch.float64)
         self.rows += len(plain)
-        self._mass += float(each.sum())
+        self._mass += float(weights.sum()) * (len(plain) // len(weights))
+        alike = bool((weights == weights[0]).all())
+        weight = float(weights[0]) if alike else 1.0
+        heavy, lifted = seen, plain
+        if not alike:  # a copy of all inputs, which the usual case does without
+            each = weights.float().repeat_interleave(len(plain) // len(weights))[:, None]  # (n, 1)
+            heavy, lifted = seen * each, plain * each
+        self._h = self._h.to(x.device).addmm_(heavy.T, seen, alpha=weight)
+        self._seen = self._seen.to(x.device) + weight * heavy.sum(0, dtype=torch.float64)
+        self._plain = self._plain.to(x.device) + weight * lifted.sum(0, dtype=torch.float64)
 
     @property
     def h(self) -> Tensor:
@@ -159,8 +162,11 @@ class Gather:
         """Fills the moments of layers whose inputs are known without a call; their names."""
         known = {r: s.inputs for s in job.adapter.sites(job.model) for r in s.readers if s.inputs is not None}
         chosen = {name for name in probes if name in known and self.levels}
+        if chosen:
+            branches = torch.cat([job.adapter.branch(job.model, call) for call in job.calls])
+            share = float((branches == 1).float().mean())
         for name in chosen:
-            _sum(job.model, probes[name], known[name], levels_between(0, 1, self.levels), self.weights)
+            _sum(job.model, probes[name], known[name], levels_between(0, 1, self.levels), self.weights, share)
         return chosen
 
 
@@ -169,32 +175,45 @@ def _transform(layer: nn.Linear) -> object:
     return layer._transform_key() if isinstance(layer, QLinear) else b""
 
 
-def _sum(model: nn.Module, probe: Moments, inputs: Conditioning, levels: Tensor, weights: Sequence[float]) -> None:
+def _sum(
+    model: nn.Module, probe: Moments, inputs: Conditioning, levels: Tensor, weights: Sequence[float], share: float
+) -> None:
+    """``share`` of the rows are unconditional, as the sampler asks for them."""
     ranges = Clock(equal_edges(max(len(weights), 1)))
     table = torch.tensor(weights or (1.0,))
     for i in range(len(levels)):
         level = levels[i : i + 1]
-        rows, each = inputs(model, level)  # (classes, K), (classes,)
-        weight = float(table[ranges.rows_at(level, torch.zeros_like(level))])
-        probe.add(rows, each * weight)
+        rows, null = inputs(model, level)  # (classes, K), (classes,)
+        each = torch.where(null, share / null.sum().clamp(min=1), (1 - share) / (~null).sum().clamp(min=1))
+        probe.add(rows, each * float(table[ranges.rows_at(level, torch.zeros_like(level))]))
 
 
 def chunks(
-    job: Job, gather: Gather, names: Sequence[str], limit: float, what: str
+    job: Job, gather: Gather, names: Sequence[str], limit: float, what: str, lacking: Callable[[Sequence[str]], bool]
 ) -> Iterator[tuple[tuple[str, ...], dict[str, Moments]]]:
-    """Layers with their moments, as many at a time as ``limit`` GiB hold; each chunk is a pass over all calls."""
+    """Layers with their moments, as many at a time as ``limit`` GiB hold; each chunk is a pass over all calls.
+
+    Moments of a chunk are gone when the next is asked for. Where nothing of one is ``lacking`` it has none, and no pass.
+    """
+    for part in _parts(job, names, limit):
+        found = gather.observed(job, part, what) if lacking(part) else {}
+        yield part, found
+        found.clear()
+
+
+def _parts(job: Job, names: Sequence[str], limit: float) -> Iterator[tuple[str, ...]]:
+    """Layers whose Hessians, one for each site, take at most ``limit`` GiB; at least one layer."""
     sites = {r: s.name for s in job.adapter.sites(job.model) for r in s.readers}
     part: list[str] = []
     held: dict[str, float] = {}
-    observed = partial(gather.observed, job, what=what)
     for name in names:
         width = linear_at(job.model, name).in_features
         size = width * width * 4 / GIB
         key = sites.get(name, name)
         if part and key not in held and sum(held.values()) + size > limit:
-            yield tuple(part), observed(part)
+            yield tuple(part)
             part, held = [], {}
         part.append(name)
         held[key] = size
     if part:
-        yield tuple(part), observed(part)
+        yield tuple(part)

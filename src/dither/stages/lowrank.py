@@ -9,7 +9,8 @@ input before it is quantized. What it leaves, W - B A with B and A as they are s
 later stage rounds it: ``rtn`` as DiTAS does, or ``gptq``, so that columns pass on what the branch could not take.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -18,12 +19,14 @@ import torch
 from torch import Tensor
 
 from dither import memory
-from dither.errors import BadRecipe, BadValue
+from dither.errors import BadRecipe
 from dither.numerics import decode, encode
 from dither.spec import Format, Int, LowRank
 from dither.stages.base import Job, Phase
+from dither.stages.columns import damped_root
 from dither.stages.hessian import Gather, chunks
 from dither.stages.incoherence import named
+from dither.stages.needs import MEASURED
 from dither.stages.nesting import rounded
 
 __all__ = ["SplitLowRank"]
@@ -80,6 +83,8 @@ class SplitLowRank:
             if name in wanted and isinstance(spec.weight, Int) and layers[name].kind != "adaln"
         ]
         for name in found:
+            if job.specs[name].lowrank is not None:
+                raise BadRecipe(f"low-rank: layer '{name}' has a branch already: one such stage must leave it out")
             if name in job.varied or name in job.done or name in job.grids:
                 raise BadRecipe(
                     f"low-rank: layer '{name}' changes over time, or an earlier stage has looked at its weight already: "
@@ -88,7 +93,10 @@ class SplitLowRank:
             if not 0 <= self.rank <= min(job.dense(name).shape):
                 raise BadRecipe(f"low-rank.rank {self.rank}: layer '{name}' is {tuple(job.dense(name).shape)}")
         if not found:
-            raise BadRecipe("low-rank: no layer is to have integer weights; put 'assign' before")
+            raise BadRecipe(
+                f"low-rank.layers '{self.layers}': no such layer is to have integer weights, modulation aside; put "
+                "'assign' before"
+            )
         return found
 
     def _hessians(self, job: Job, names: list[str]) -> Iterator[tuple[str, Tensor | None]]:
@@ -98,28 +106,39 @@ class SplitLowRank:
         if not self.weighted:
             yield from ((name, None) for name in names)
             return
-        for part, found in chunks(job, gather, names, self.memory, "measuring Hessians of branches"):
-            yield from ((name, found[name].h) for name in part)
+
+        def lacking(part: Sequence[str]) -> bool:
+            return job.lacks(f"{MEASURED}{self.tag}.{name}" for name in part)
+
+        for part, found in chunks(job, gather, names, self.memory, "measuring Hessians of branches", lacking):
+            yield from ((name, found[name].h if found else None) for name in part)
 
     def _split(self, job: Job, name: str, h: Tensor | None) -> None:
         w, fmt = job.dense(name), job.specs[name].weight
         assert fmt is not None
         lowrank = LowRank(self.rank or max(1, min(w.shape) // SHARE), None if self.bits is None else Int(self.bits))
         kept = job.kept(f"{self.tag}.{name}", partial(_branch, w, fmt, lowrank, self.rounds, h))
-        tensors = {key: tensor.to(w.device) for key, tensor in kept.items()}
+        dtypes = {key: w.dtype if key.endswith("_dense") else tensor.dtype for key, tensor in kept.items()}
+        tensors = {key: tensor.to(w.device, dtypes[key]) for key, tensor in kept.items()}
         rest = (w.float() - _product(tensors, lowrank, (w.shape[0], w.shape[1]))).to(w.dtype)
         job.split(name, lowrank, tensors, rest)
         memory.set_aside(w)
 
 
 def _branch(w: Tensor, fmt: Format, lowrank: LowRank, rounds: int, h: Tensor | None) -> Mapping[str, Tensor]:
-    """Stored tensors of the branch of a weight (N, K)."""
+    """Stored tensors of the branch of a weight (N, K): of all rounds, the one that leaves least. It need not be the last."""
     w = w.float()
-    root = None if h is None else _root(h)
+    root = None if h is None else damped_root(h, DAMP)[0]
     a, b = torch.zeros(0, w.shape[1], device=w.device), torch.zeros(w.shape[0], 0, device=w.device)
+    kept, least = (a, b), math.inf
+    left = w - rounded(w, fmt)
     for _ in range(rounds):
-        a, b = best(w - rounded(w - b @ a, fmt), lowrank.rank, h, root)
-    parts = {"lowrank_a": a.contiguous(), "lowrank_b": b.contiguous()}
+        a, b = best(left + b @ a, lowrank.rank, h, root)
+        rest = w - b @ a
+        left = rest - rounded(rest, fmt)
+        if (loss := float((left * (left if h is None else left @ h)).sum())) < least:
+            kept, least = (a, b), loss
+    parts = {"lowrank_a": kept[0].contiguous(), "lowrank_b": kept[1].contiguous()}
     stored = {key: {"dense": x} if lowrank.weight is None else encode(x, lowrank.weight) for key, x in parts.items()}
     return {f"{key}_{kind}": tensor for key, tensors in stored.items() for kind, tensor in tensors.items()}
 
@@ -154,19 +173,6 @@ def _largest(square: Tensor, rank: int) -> Tensor:
     """Eigenvectors (n, r) of the largest eigenvalues."""
     vectors: Tensor = torch.linalg.eigh((square + square.T) / 2).eigenvectors
     return vectors[:, -rank:].contiguous()
-
-
-def _root(h: Tensor) -> Tensor:
-    """L of the damped H, lower triangular."""
-    unit = h.diagonal().mean().clamp(min=torch.finfo(h.dtype).tiny)
-    for damp in (DAMP, 10 * DAMP, 100 * DAMP):
-        damped = h.clone()
-        damped.diagonal().add_(damp * unit)
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        if not failed:
-            found: Tensor = lower
-            return found
-    raise BadValue("its Hessian cannot be made positive definite by damping")
 
 
 def _product(tensors: Mapping[str, Tensor], lowrank: LowRank, shape: tuple[int, int]) -> Tensor:
