@@ -17,7 +17,7 @@ def groups_of(size: int) -> str:
     return " ".join(f"--set assign.{what}.group={size}" for what in ("weight", "act.grid", "adaln"))
 
 
-TINY = f"--recipe q-dit --bits w4a8 {SHORT} {FEW} {groups_of(8)} --set evolve.sizes=[4,8,16]"
+TINY = f"--recipe q-dit --bits w4a8 {SHORT} {FEW} {groups_of(8)} --set assign.fit=false --set evolve.sizes=[4,8,16]"
 DIGITS = f"--recipe q-dit --bits w4a8 {SHORT} {FEW} {groups_of(64)}"
 LAYER = "transformer_blocks.0.attn1.to_q"
 
@@ -174,7 +174,7 @@ def test_a_search_of_another_model_is_refused(dither, refused, model, tmp_path):
     ("options", "names"),
     [
         # groups
-        ("--set assign.fit=false --set assign.weight.group=100", [LAYER, "group size 100", "16 input channels"]),
+        ("--set assign.weight.group=100", [LAYER, "group size 100", "16 input channels"]),
         ("--set assign.weight.group=0 --set assign.adaln.group=0", ["evolve", "no layer has a group size"]),
         ("--set evolve.sizes=[5,7]", ["evolve.sizes [5, 7]", "16 input channels", "transformer_blocks.0"]),
         ("--set evolve.sizes=[]", ["evolve.sizes []", "at least one"]),

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 import dither
 from dither.errors import BadValue
-from dither.recorded import read_calls
+from dither.recorded import open_calls, read_calls
 
 N = 70
 
@@ -98,3 +99,12 @@ def test_damage_is_named(tmp_path):
         dither.load_calls(path)
     with pytest.raises(BadValue, match=r"nowhere\.npz"):
         dither.load_calls(tmp_path / "nowhere.npz")
+
+
+def test_a_model_of_half_precision_gets_latents_of_its_own_and_whole_timesteps(tmp_path):
+    model = tiny.dit().bfloat16()
+    x = np.zeros((2, 1, 8, 8), np.float32)
+    np.savez(tmp_path / "s.npz", x=x, t=np.array([999.0, 1.0]), y=np.array([1, 2]))
+    (call,) = open_calls(tmp_path / "s.npz", model).calls
+    assert call.kwargs["hidden_states"].dtype == torch.bfloat16
+    assert call.kwargs["timestep"].tolist() == [999.0, 1.0]

@@ -9,6 +9,7 @@ import torch
 
 from dither.errors import BadValue
 from dither.models import Call
+from dither.recorded import load_calls, save_calls
 from dither.recorded.structure import DEEPEST, DTYPES, Pool, calls_from, calls_to, digest_of
 
 Pair = namedtuple("Pair", "a b")
@@ -129,3 +130,11 @@ def test_the_deepest_nest_is_stored():
 def test_what_no_writer_writes_is_refused(data, words):
     with pytest.raises(BadValue, match=words):
         calls_from(data, [torch.ones(1)].__getitem__)
+
+
+def test_tensors_that_share_memory_are_stored_apart(tmp_path):
+    x = torch.arange(8.0)
+    calls = (Call((x, x[:2], x.reshape(2, 4)), {}),)
+    save_calls(tmp_path / "calls.safetensors", calls)
+    (again,) = load_calls(tmp_path / "calls.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(again.args, calls[0].args, strict=True))

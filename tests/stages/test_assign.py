@@ -6,6 +6,7 @@ import torch
 
 from dither.errors import BadFormat, BadRecipe
 from dither.models import adapter_for
+from dither.numerics import fitting
 from dither.spec import Act, Codebook, Int, LinearSpec
 from dither.stages import Assign, Smooth
 
@@ -107,3 +108,22 @@ def test_nothing_but_the_plan_changes():
     before = {k: v.clone() for k, v in model.state_dict().items()}
     jobs.run((W8A8,), model)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("width", "asked", "gets"), [(16, 128, 16), (16, 5, 4), (24, 16, 12), (24, 24, 24), (24, 0, 0), (24, -1, -1)]
+)
+def test_the_widest_group_that_divides(width, asked, gets):
+    assert fitting(Int(4, False, asked), width) == Int(4, False, gets)
+
+
+def test_fit_takes_it_and_refuses_groups_that_are_all_overhead():
+    found = specs(Assign(weight=Int(4, group=100), act=Act(Int(8, group=100)), fit=True))
+    assert {(s.weight.group, s.act.grid.group) for s in found.values() if s.act is not None} == {(16, 16), (64, 64)}
+    model = jobs.pipeline(num_attention_heads=1, attention_head_dim=44).transformer
+    job = jobs.job(model)
+    job.record = None
+    with pytest.raises(
+        BadRecipe, match=r"assign\.fit: of the 44 .* layer 'transformer_blocks\.0\.\S+' no group of at least 16"
+    ):
+        Assign(weight=Int(4, group=16), fit=True).run(job)

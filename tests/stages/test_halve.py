@@ -115,3 +115,27 @@ def test_a_pipeline_is_searched_by_real_pictures_and_later_ones_contain_the_earl
     assert {n: s.weight.group for n, s in header.plan.layers.items()} == note["groups"]
     assert note["loss"] > 0
     assert note["uniform_loss"] > 0
+
+
+def test_the_uniform_allocation_competes_and_one_copy_of_the_model_is_held(monkeypatch):
+    """It falls out on few pictures and wins on many: what is taken is never worse than what it is held against."""
+    from dither.stages import candidates
+
+    alive = []
+    plain = candidates.Candidates.__init__
+
+    def watched(self, *args, **kwargs):
+        plain(self, *args, **kwargs)
+        alive.append(self)
+
+    monkeypatch.setattr(candidates.Candidates, "__init__", watched)
+    loss = candidates.Candidates.loss
+
+    def judged(self, genome):
+        value = loss(self, genome)
+        return value if self.settings.samples < 8 or genome != self.problem.uniform else value * 1e-6
+
+    monkeypatch.setattr(candidates.Candidates, "loss", judged)
+    job, _, _ = studies.searched(STAGE, seed=1)
+    assert studies.groups(job) == (8,) * len(job.specs)
+    assert [bool(rung._twins) for rung in alive] == [False, False, True]

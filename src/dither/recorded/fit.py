@@ -6,9 +6,11 @@ in every call.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from dither.calibrate import replay
@@ -33,8 +35,16 @@ def open_calls(path: str | Path, model: nn.Module) -> CallFile:
     if (found.model or mine, found.family or family) != (mine, family):
         hint = ": 'dither record' or dither.save_calls writes a file for it" if _is_npz(found) else ""
         raise BadValue(f"'{path}' holds calls of {found.model}, and this model is {mine}{hint}")
+    if _is_npz(found):  # arrays have no dtype of the model's
+        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+        found = replace(found, calls=tuple(_with_latents(call, dtype) for call in found.calls))
     check_fit(found.calls, model, f"'{path}'")
     return found
+
+
+def _with_latents(call: Call, dtype: torch.dtype | None) -> Call:
+    """The call of a DiT with its latents in this dtype."""
+    return replace(call, kwargs={**call.kwargs, "hidden_states": call.kwargs["hidden_states"].to(dtype)})
 
 
 def _is_npz(found: CallFile) -> bool:

@@ -47,7 +47,7 @@ class Pool:
         key = _digest(tensor)
         if key not in self.numbers:
             self.numbers[key] = len(self.tensors)
-            self.tensors.append(tensor)
+            self.tensors.append(tensor.clone())  # a file refuses tensors that share memory
         return self.numbers[key]
 
 

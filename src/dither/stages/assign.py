@@ -17,6 +17,7 @@ from dither.stages.incoherence import named
 __all__ = ["Assign"]
 
 MOST_GROUPS = 1000
+LEAST_GROUP = 16
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,20 @@ class Assign:
                 continue
             weight, act = (self.adaln, None) if layer.kind == "adaln" else (self.weight, table)
             if self.fit:
-                weight, act = _fitted(job.dense(layer.name).shape[1], weight, act)
+                weight, act = _fitted(layer.name, job.dense(layer.name).shape[1], weight, act)
             if weight is not None or act is not None:
                 job.promise(layer.name, replace(job.specs.get(layer.name, LinearSpec()), weight=weight, act=act))
 
 
-def _fitted(width: int, weight: Format | None, act: Act | None) -> tuple[Format | None, Act | None]:
-    """The same with group sizes that divide the width."""
+def _fitted(name: str, width: int, weight: Format | None, act: Act | None) -> tuple[Format | None, Act | None]:
+    """The same with group sizes that divide the width; BadRecipe where only tiny ones do, which cost more than they hold."""
     if isinstance(weight, Int):
         weight = fitting(weight, width)
-    return weight, None if act is None else replace(act, grid=fitting(act.grid, width))
+    act = None if act is None else replace(act, grid=fitting(act.grid, width))
+    for grid in (weight, None if act is None else act.grid):
+        if isinstance(grid, Int) and 0 < grid.group < min(LEAST_GROUP, width):
+            raise BadRecipe(
+                f"assign.fit: of the {width} input channels of layer '{name}' no group of at least {LEAST_GROUP} is a "
+                "divisor: exclude it, or give assign.weight.group 0"
+            )
+    return weight, act

@@ -214,17 +214,17 @@ class Job:
         kept = {**besides_weight(linear_at(self.model, name)), **tensors, "weight_dense": rest}
         self._install(name, replace(spec, weight=None, act=None, out=None), kept)
 
-    def imitation(self, name: str, weight: Format | None, act: Act | None) -> QLinear:
-        """A linear like this one, transforms included, with its weight rounded to a format and its input quantized.
+    def imitation(self, name: str, weight: Format | None, act: Act | None, out: Act | None = None) -> QLinear:
+        """A linear like this one, transforms included, with its weight rounded to a format, its input and output quantized.
 
-        It belongs to nothing: the model stays as it is. A format or act of None leaves that side in full precision.
+        It belongs to nothing: the model stays as it is. None leaves a side in full precision.
         """
         old = linear_at(self.model, name)
         dense = self.dense(name)
         if weight is not None:
             dense = rounded(dense.float(), weight).to(dense.dtype)
         have = self.specs.get(name, LinearSpec())
-        spec = LinearSpec(None, act, have.pre_scale, have.rotation, have.lowrank)
+        spec = LinearSpec(None, act, have.pre_scale, have.rotation, have.lowrank, out)
         return filled(name, old, spec, {"weight_dense": dense, **besides_weight(old)}, self.clock, old.bias)
 
     def note(self, name: str, facts: Mapping[str, Any]) -> None:
@@ -309,7 +309,7 @@ class Job:
         try:
             return make()
         except DitherError as e:
-            raise type(e)(f"{'' if name.startswith(MEASURED) else 'layer '}'{name}': {e}") from e
+            raise type(e)(f"{'' if name.startswith(MEASURED) else 'layer '}'{name.removeprefix(MEASURED)}': {e}") from e
 
     def activate(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Give a layer its static activation tables (``act_scale``, ``act_zero``) and switch its activations on."""

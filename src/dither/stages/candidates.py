@@ -32,7 +32,6 @@ from dither.nn import QLinear
 from dither.nn import replace as put
 from dither.spec import LinearSpec, to_json
 from dither.stages.base import Job, Study, StudySettings
-from dither.stages.building import filled
 from dither.stages.granularity import Genome, Problem, resized
 from dither.stages.needs import DISTANCE
 
@@ -87,6 +86,10 @@ class Candidates:
             raise BadValue(f"{self.tag}: the pictures of all {len(self.known)} allocations hold NaN or infinity")
         return found
 
+    def forget(self) -> None:
+        """Let go of the copy of the model's layers."""
+        self._twins.clear()
+
     def _specs(self, genome: Genome) -> dict[str, LinearSpec]:
         """What every promised layer is to be imitated as."""
         sizes = self.problem.sizes(genome)
@@ -118,7 +121,7 @@ class Candidates:
         self._twins = {n: (s, twin) for n, (s, twin) in self._twins.items() if specs[n] == s}  # frees the others first
         for name, spec in specs.items():
             if name not in self._twins:
-                self._twins[name] = (spec, _imitation(self.job, name, spec))
+                self._twins[name] = (spec, self.job.imitation(name, spec.weight, spec.act, spec.out))
         return {name: self._twins[name][1] for name in specs}
 
 
@@ -186,11 +189,3 @@ def _clocked(job: Job) -> Iterator[None]:
 def _changes(spec: LinearSpec) -> bool:
     """Whether a layer with this spec computes anything but full precision."""
     return any(part is not None for part in (spec.weight, spec.act, spec.out))
-
-
-def _imitation(job: Job, name: str, spec: LinearSpec) -> QLinear:
-    twin = job.imitation(name, spec.weight, spec.act)
-    if spec.out is None:
-        return twin
-    spec = LinearSpec(None, spec.act, twin.spec.pre_scale, twin.spec.rotation, twin.spec.lowrank, spec.out)
-    return filled(name, twin, spec, dict(twin.named_buffers()), job.clock, twin.bias)

@@ -56,12 +56,16 @@ class Halve:
         problem = problem_of(job, self.tag, self.sizes, Limits(self.bits, self.bitops))
         alive = population(problem, self.candidates, Random(f"{self.tag} {job.seed}"))
         plan = rungs(len(alive), self.samples, self.most)
-        done, total = 0, sum(count for count, _ in plan)
+        done, total = 0, 1 + sum(count for count, _ in plan)
         judged: list[Candidates] = []
         for count, pictures in plan:
             rung = candidates_of(job, self.tag, problem, pictures, self.steps, self.guidance)
+            for before in judged:
+                before.forget()
             judged.append(rung)
             alive = alive[:count]
+            if len(judged) == len(plan) and problem.allows(problem.uniform):  # what the choice is held against competes
+                alive = tuple(dict.fromkeys((*alive, problem.uniform)))
             for genome in alive:
                 job.progress("searching group sizes", done, total)
                 rung.loss(genome)

@@ -7,7 +7,7 @@ error of the denoiser's output y against full precision's, whose Hessian there i
     tr(H) = tr(J^T J) = E_v ||J^T v||^2 = E_v ||d(v . y) / dW||_F^2        J = dy/dW,  v of independent +-1 (Hutchinson)
 
 For a linear with input x and gradient e of v . y by its output, d(v . y) / dW = e^T x, summed over a sample's tokens. So one
-backward pass serves every layer, and only the calls that are looked at have a graph, one at a time.
+backward pass serves every layer, and only a few samples have a graph at a time.
 
 Only weights are judged, as in HAWQ-V2: that inputs are quantized in groups too goes unseen. The sizes then solve the same
 integer program as ``group-program``'s.
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from dither.calibrate import replay
 from dither.errors import BadModel, BadRecipe, BadValue
-from dither.models.base import linear_at
+from dither.models.base import Call, linear_at
 from dither.nn import QLinear
 from dither.stages.adding_up import check_seconds, settle_least
 from dither.stages.base import Job, Phase
@@ -32,6 +32,9 @@ from dither.stages.granularity import SIZES, Limits, Unit, problem_of, resized
 from dither.stages.nesting import rounded
 
 __all__ = ["HessianTrace", "squared_gradients"]
+
+SAMPLES = 4
+"""Of a call at a time: their graph is what takes memory."""
 
 
 @dataclass(frozen=True)
@@ -122,10 +125,32 @@ def squared_gradients(job: Job, index: int, names: Sequence[str], probes: int) -
         BadModel: the call did not reach a layer.
         BadValue: a gradient holds NaN or infinity.
     """
-    call, model = job.calls[index], job.model
+    call = job.calls[index]
     rows = job.rows(call)
-    job.clock.tell(rows)
     make = torch.Generator().manual_seed(job.seed * 1_000_003 + index)
+    total = dict.fromkeys(names, 0.0)
+    for start in range(0, len(rows), SAMPLES):
+        part = slice(start, start + SAMPLES)
+        job.clock.tell(rows[part] if len(rows) > 1 else rows)
+        some = Call(_cut(call.args, len(rows), part), _cut(call.kwargs, len(rows), part))
+        for name, found in _of_call(job.model, some, index, len(rows[part]), names, probes, make).items():
+            total[name] += found
+    return total
+
+
+def _cut(value: Any, batch: int, part: slice) -> Any:
+    """Some samples of all tensors that have a row for each."""
+    if isinstance(value, Tensor):
+        return value[part] if value.ndim and value.shape[0] == batch else value
+    if isinstance(value, list | tuple):
+        return type(value)(_cut(v, batch, part) for v in value)
+    return {k: _cut(v, batch, part) for k, v in value.items()} if isinstance(value, Mapping) else value
+
+
+def _of_call(
+    model: nn.Module, call: Call, index: int, batch: int, names: Sequence[str], probes: int, make: torch.Generator
+) -> dict[str, float]:
+    """``squared_gradients`` of a few samples, whose graph is in memory at once."""
     total = dict.fromkeys(names, 0.0)
     with torch.enable_grad(), _without_weight_gradients(model), _watched(model, names) as seen:
         y = _first_tensor(replay(model, call, gradients=True))
@@ -138,7 +163,7 @@ def squared_gradients(job: Job, index: int, names: Sequence[str], probes: int) -
             found = torch.autograd.grad((v * y.float()).sum(), outputs, retain_graph=not last, allow_unused=True)
             grads = iter(found)
             for name in names:
-                total[name] += _squared(name, [(x, next(grads)) for x, _ in seen[name]], len(rows)) / probes
+                total[name] += _squared(name, [(x, next(grads)) for x, _ in seen[name]], batch) / probes
     return total
 
 
