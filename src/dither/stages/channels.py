@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from dither.calibrate import AbsMax, RowSample
+from dither.clock import Clock
 from dither.errors import BadModel, BadRecipe, BadValue
 from dither.models.base import Modulation, Site
 from dither.stages.base import Job
 from dither.stages.data_free import levels_between, modulated_peaks, modulated_tokens
 
-__all__ = ["Channels", "Source", "Times", "check_edges", "equal_edges"]
+__all__ = ["Channels", "Source", "Times", "check_edges", "equal_edges", "ranges_of", "sites_of"]
 
 MOST_LEVELS = 1000
 
@@ -69,6 +70,18 @@ def check_edges(job: Job, field: str, edges: tuple[float, ...]) -> None:
 def equal_edges(count: int) -> tuple[float, ...]:
     """Inner edges of this many equal parts of the noise level."""
     return tuple(i / count for i in range(1, count))
+
+
+def ranges_of(job: Job, edges: Sequence[float]) -> list[Tensor]:
+    """For each calibration call, which range between these inner edges each sample's noise level lies in, (B,) int64."""
+    clock = Clock(tuple(edges))
+    levels = (job.adapter.noise_level(job.model, call) for call in job.calls)
+    return [clock.rows_at(level, torch.zeros_like(level)) for level in levels]
+
+
+def sites_of(job: Job) -> dict[str, str]:
+    """The site that each linear reads, by name; linears that read none are not in it."""
+    return {reader: site.name for site in job.adapter.sites(job.model) for reader in site.readers}
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from dither.nn import QLinear
 from dither.numerics import dynamic_grid, fake_quantize
 from dither.spec import Act
 from dither.stages.base import Job
-from dither.stages.channels import equal_edges
+from dither.stages.channels import equal_edges, ranges_of, sites_of
 from dither.stages.data_free import levels_between
 
 __all__ = ["Gather", "Moments", "chunks"]
@@ -129,10 +129,7 @@ class Gather:
         closed = self._closed(job, known)
         readers = {first: (probe,) for first, probe in known.items() if first not in closed}
         if readers:
-            ranges = Clock(equal_edges(max(len(self.weights), 1)))
-            levels = [job.adapter.noise_level(job.model, c) for c in job.calls]
-            rows = [ranges.rows_at(level, torch.zeros_like(level)) for level in levels]
-            job.observe(what, readers, rows, block)
+            job.observe(what, readers, ranges_of(job, equal_edges(max(len(self.weights), 1))), block)
         for first, probe in known.items():
             if first not in closed and probe.rows < self.least:
                 raise BadValue(
@@ -145,7 +142,7 @@ class Gather:
 
     def _probes(self, job: Job, names: Sequence[str]) -> tuple[dict[str, Moments], dict[str, Moments]]:
         """Each layer's moments, and those to observe: readers of one site share one if they see it alike."""
-        sites = {r: s.name for s in job.adapter.sites(job.model) for r in s.readers}
+        sites = sites_of(job)
         weights = torch.tensor(self.weights or (1.0,))
         shared: dict[tuple[object, ...], Moments] = {}
         found, first = dict[str, Moments](), dict[str, Moments]()
@@ -203,7 +200,7 @@ def chunks(
 
 def _parts(job: Job, names: Sequence[str], limit: float) -> Iterator[tuple[str, ...]]:
     """Layers whose Hessians, one for each site, take at most ``limit`` GiB; at least one layer."""
-    sites = {r: s.name for s in job.adapter.sites(job.model) for r in s.readers}
+    sites = sites_of(job)
     part: list[str] = []
     held: dict[str, float] = {}
     for name in names:

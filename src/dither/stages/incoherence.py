@@ -23,6 +23,7 @@ from dither.nn import QLinear
 from dither.numerics import random_signs, rotate
 from dither.spec import Rotation
 from dither.stages.base import Job
+from dither.stages.channels import ranges_of
 
 __all__ = ["Incoherence", "measure", "named"]
 
@@ -81,11 +82,8 @@ class _Scaled:
 
 def measure(job: Job, probes: Mapping[str, Sequence[Probe]]) -> None:
     """One pass over the calibration calls; probes see scaled inputs, and the quarter of the noise level of each sample."""
-    quarters = Clock(EDGES)
-    levels = [job.adapter.noise_level(job.model, c) for c in job.calls]
-    rows = [quarters.rows_at(level, torch.zeros_like(level)) for level in levels]
     readers = {name: [_scaled(job, name, p) for p in found] for name, found in probes.items()}
-    job.observe("measuring incoherence", readers, rows)
+    job.observe("measuring incoherence", readers, ranges_of(job, EDGES))
 
 
 def _scaled(job: Job, name: str, probe: Probe) -> Probe:
