@@ -105,7 +105,7 @@ def test_what_is_settled_is_promised_and_noted():
         ({"sizes": ()}, r"search.sizes \[\]: name at least one group size"),
         ({"sizes": (8, 0)}, r"search.sizes \[8, 0\]: .* all positive"),
         ({"sizes": (5, 7)}, r"search.sizes \[5, 7\]: none divides the 16 input channels of layer 'transformer_blocks"),
-        ({"bits": 6.0}, r"search.bits 6: the coarsest sizes take 6.08333 bits per weight; nothing less can be met"),
+        ({"bits": 6.0}, r"search.bits 6: the coarsest sizes take 6.08334 bits per weight; nothing less can be met"),
         ({"bits": 0.0}, "search.bits 0: must be positive and finite"),
         ({"bits": nan}, "search.bits nan: must be positive and finite"),
         ({"bitops": inf}, "search.bitops inf: must be positive and finite"),
@@ -138,7 +138,7 @@ def test_layers_that_have_no_size_to_search_are_refused():
 def test_bits_that_cannot_be_met_are_refused_before_anything_is_drawn():
     pipe = jobs.pipeline()
     recipe = Recipe("test", "", Bits(4, 8), describe((GROUPED, GroupProgram(sizes=SIZES, bits=6.0), Rtn())))
-    with pytest.raises(BadRecipe, match=r"group-program.bits 6: the coarsest sizes take 6.08333"):
+    with pytest.raises(BadRecipe, match=r"group-program.bits 6: the coarsest sizes take 6.08334"):
         plan_ahead(pipe, recipe)
     job, found = studies.job(pipe)
     job.record = lambda: pytest.fail("it drew first")
@@ -146,3 +146,17 @@ def test_bits_that_cannot_be_met_are_refused_before_anything_is_drawn():
     with pytest.raises(BadRecipe, match=r"group-program.bits 6"):
         GroupProgram(sizes=SIZES, bits=6.0).run(job)
     assert found == []
+
+
+@pytest.mark.parametrize("measure", ["bits", "bitops"])
+def test_the_least_that_is_named_can_be_given_back(measure):
+    with pytest.raises(BadRecipe, match="the coarsest sizes take") as refused:
+        asked(assigned(), **{measure: 1.0})
+    least = float(str(refused.value).split("take ")[1].split()[0])
+    problem = asked(assigned(), **{measure: least})
+    assert problem.cost((0,) * len(problem.units), measure) == pytest.approx(least, rel=1e-4)
+
+
+def test_the_whole_width_is_a_choice_where_nothing_is_coarser_than_what_was_assigned():
+    problem = asked(assigned(), sizes=(4, 8))
+    assert {u.sizes for u in problem.units} == {(16, 8, 4), (64, 8, 4)}

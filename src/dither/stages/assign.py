@@ -69,11 +69,12 @@ class Assign:
 
 def _fitted(name: str, width: int, weight: Format | None, act: Act | None) -> tuple[Format | None, Act | None]:
     """The same with group sizes that divide the width; BadRecipe where only tiny ones do, which cost more than they hold."""
+    asked = weight.group if isinstance(weight, Int) else 0, 0 if act is None else act.grid.group
     if isinstance(weight, Int):
         weight = fitting(weight, width)
     act = None if act is None else replace(act, grid=fitting(act.grid, width))
-    for grid in (weight, None if act is None else act.grid):
-        if isinstance(grid, Int) and 0 < grid.group < min(LEAST_GROUP, width):
+    for grid, had in ((weight, asked[0]), (None if act is None else act.grid, asked[1])):
+        if isinstance(grid, Int) and 0 < grid.group < min(LEAST_GROUP, had, width):
             raise BadRecipe(
                 f"assign.fit: of the {width} input channels of layer '{name}' no group of at least {LEAST_GROUP} is a "
                 "divisor: exclude it, or give assign.weight.group 0"

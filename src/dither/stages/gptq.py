@@ -96,7 +96,8 @@ class Gptq:
             for name in part:
                 facts: dict[str, float] = {}
                 job.commit(name, partial(self._tensors, job, name, found, facts))
-                job.note(name, {"gptq": facts or job.measured(f"{self.tag}.{name}", dict)})
+                told = facts or job.measured(f"{self.tag}.{name}", dict)
+                job.note(name, {"gptq": dict(sorted(told.items()))})
                 done += 1
                 job.progress(WHAT, done, len(names))
 

@@ -11,7 +11,7 @@ that what is compared is equally large.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import inf
+from math import ceil, inf
 
 import torch
 from torch import Tensor
@@ -25,9 +25,11 @@ from dither.stages.cost import bit_operations, weight_bits
 __all__ = ["MEASURES", "SIZES", "Genome", "Limits", "Problem", "Unit", "problem_of", "resized", "settle"]
 
 SIZES = (32, 64, 96, 128, 192, 288, 384, 576, 768)
-"""Multiples of 32, the depth of an int8 tensor-core product; those that divide a layer's width are its choices."""
+"""Multiples of 32, the depth of an int8 tensor-core product. Those that divide a layer's width are its choices."""
 MEASURES = ("bits", "bitops")
 SLACK = 1e-9
+DIGITS = 1e5
+"""Of limits that messages name."""
 
 Genome = tuple[int, ...]
 """For each unit, the index of its size."""
@@ -156,14 +158,17 @@ def _members(job: Job) -> dict[str, tuple[str, ...]]:
 
 
 def _choices(job: Job, tag: str, layers: tuple[str, ...], sizes: Sequence[int]) -> tuple[int, ...]:
-    """Sizes of a unit, descending."""
+    """Sizes of a unit, descending. Where none is coarser than what ``assign`` gave, the whole width is one too: finer sizes
+    elsewhere must be paid for somewhere."""
     width = linear_at(job.model, layers[0]).in_features
     for layer in layers:
         _check_layer(job, tag, layer)
-    choices = tuple(sorted({s for s in sizes if width % s == 0}, reverse=True))
+    choices = {s for s in sizes if width % s == 0}
     if not choices:
         raise BadRecipe(f"{tag}.sizes {list(sizes)}: none divides the {width} input channels of layer '{layers[0]}'")
-    return choices
+    if max(choices) <= _group(job.specs[layers[0]]):
+        choices.add(width)
+    return tuple(sorted(choices, reverse=True))
 
 
 def _check_layer(job: Job, tag: str, name: str) -> None:
@@ -211,8 +216,9 @@ def _sums(
     least = sum(of_sizes[0] for of_sizes in costs.values())
     if least > most * (1 + SLACK):
         what = "bits per weight" if measure == "bits" else "bit operations per multiply-accumulate"
+        named = ceil(least / per * DIGITS) / DIGITS  # rounded up, so that what is named can be met
         raise BadRecipe(
-            f"{tag}.{measure} {most / per:.6g}: the coarsest sizes take {least / per:.6g} {what}; nothing less can be met"
+            f"{tag}.{measure} {most / per:.6g}: the coarsest sizes take {named:.10g} {what}; nothing less can be met"
         )
     return _Sums(costs, most, per)
 
