@@ -10,7 +10,6 @@ from benchmarks.components import Components, Line
 MODELS = ("zoo:fashion", "zoo:fashion-hard")
 WIDTHS = ("w4a8", "w3a8", "w6a8", "w4a4")
 MAIN = ("w4a8",)
-SEARCHED = ("w4a8", "w3a8")
 UNIFORM = "evolve=off"
 ROUNDED = "gptq=off"
 PER_CHANNEL = ("assign.weight.group=0", "assign.act.grid.group=0", "assign.adaln.group=0")
@@ -23,7 +22,7 @@ LINES = (
     Line("+ groups, dynamic", "q-dit", (UNIFORM, ROUNDED), MAIN),
     Line("GPTQ per channel", "gptq", (), MAIN),
     Line("+ groups, dynamic, GPTQ", "q-dit", (UNIFORM,), WIDTHS),
-    Line("+ searched: evolution", "q-dit", (), SEARCHED),
+    Line("+ searched: evolution", "q-dit", (), MAIN),
     Line("+ searched: integer program", "q-dit-ilp", (), MAIN),
     Line("+ searched: Hessian trace", "q-dit-trace", (), MAIN),
     Line("+ searched: halving", "q-dit-halving", (), MAIN),
