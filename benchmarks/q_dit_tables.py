@@ -8,7 +8,7 @@ from benchmarks.markdown import psnr_of, result, table
 
 __all__ = ["TABLES"]
 
-UNIFORM = "+ groups, dynamic, GPTQ"
+UNIFORM, SEARCHED = "+ groups, dynamic, GPTQ", "+ searched: "
 
 
 def searches() -> str:
@@ -16,10 +16,11 @@ def searches() -> str:
     data = result("q_dit")
     rows = {(r["model"], r["bits"], r["switch"]): r for r in data["rows"] if r["bits"] and "failed" not in r}
     gains = {(d["model"], d["bits"], d["of"]): d for d in data["differences_db"] if d["minus"] == UNIFORM}
+    searched = {(model, bits) for model, bits, name in rows if name.startswith(SEARCHED)}
     lines = []
     for (model, bits, name), row in rows.items():
         uniform = rows.get((model, bits, UNIFORM))
-        if uniform is None or not (name == UNIFORM or name.startswith("+ searched")):
+        if uniform is None or (model, bits) not in searched or not (name == UNIFORM or name.startswith(SEARCHED)):
             continue
         found = row["search"] or {}
         extra = row["quantize"]["cpu_minutes"] - uniform["quantize"]["cpu_minutes"]
@@ -27,20 +28,22 @@ def searches() -> str:
             [
                 f"`{model}`",
                 bits.upper(),
-                "uniform" if name == UNIFORM else name.removeprefix("+ searched: "),
+                "uniform" if name == UNIFORM else name.removeprefix(SEARCHED),
                 f"{found['model_samples']:,}" if found else "",
                 f"{max(extra, 0):.1f}" if found else "",
                 f"{row['size']['bits_per_weight']:.3f}",
                 f"{found['costs']['bitops']:.2f} of {found['limits']['bitops']:.2f}" if found else "",
+                f"{found['loss'] / found['uniform_loss']:.2f}" if found.get("uniform_loss") else "",
                 psnr_of(row),
                 difference(gains.get((model, bits, name))),
             ]
         )
     header = ["model", "bits", "search", "denoiser evaluations", "CPU minutes", "true bits per weight"]
-    header += ["BitOps per multiply-accumulate", "PSNR", "minus uniform"]
+    header += ["BitOps per multiply-accumulate", "its own loss", "PSNR", "minus uniform"]
     return table(header, lines) + (
         "\nDenoiser evaluations: of one sample each, by the search alone. CPU minutes: of one core, beyond those of the "
-        "uniform size; other work ran beside it. True bits: everything stored of the quantized linears, biases too.\n"
+        "uniform size; other work ran beside it. Its own loss: what the search minimizes, over the "
+        "uniform size's. True bits: everything stored of the quantized linears, biases too.\n"
     )
 
 

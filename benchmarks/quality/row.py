@@ -160,7 +160,7 @@ def numbers(asked: Asked, found: Mapping[str, Any]) -> dict[str, Any]:
 
 def searched(found: Mapping[str, Any]) -> dict[str, Any] | None:
     """What a search for group sizes noted, but for the sizes themselves; None where there was none."""
-    notes = (found.get("recipe") or {}).get("notes") or {}
+    notes = found.get("notes") or {}
     for stage in SEARCHES & set(notes):
         return {"stage": stage, **{key: value for key, value in notes[stage].items() if key not in LONG}}
     return None
