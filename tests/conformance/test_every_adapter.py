@@ -205,9 +205,11 @@ def test_a_walk_reproduces_the_model(row):
     calls = (ROWS[row].call(torch.float64),)
     real = inputs_of(model, list(adapter.blocks(model)), calls[0])
     rows = [torch.zeros(3, dtype=torch.int64)]
-    steps = list(walk(model, adapter, calls, rows, lambda _: None))
-    assert [step.name for step in steps] == list(adapter.blocks(model))
-    assert all(torch.equal(step.calls[0].args[0], real[step.name]) for step in steps)
+    names = []
+    for step in walk(model, adapter, calls, rows, lambda _: None):
+        assert torch.equal(step.calls[0].args[0], real[step.name])
+        names.append(step.name)
+    assert names == list(adapter.blocks(model))
 
 
 @pytest.mark.parametrize("row", ROWS)
