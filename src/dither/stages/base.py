@@ -270,9 +270,8 @@ class Job:
         variants = []
         for i, variant in enumerate(spec.variants):
             mine = {k.partition(".")[2]: v for k, v in kept.items() if k.partition(".")[0] == str(i)}
-            shared = {
-                k: v.clone() for k, v in besides_weight(old).items()
-            }  # files of weights refuse tensors of two names
+            # clones, as files of weights refuse tensors of two names
+            shared = {k: v.clone() for k, v in besides_weight(old).items()}
             variants.append(filled(name, old, variant, {**shared, **buffers_of(mine)}, self.clock, None))
         put(self.model, name, TimedLinear(variants, spec.select, old.bias, self.clock).train(old.training))
         self.specs.pop(name, None)

@@ -32,7 +32,7 @@ from dither.nn import QLinear
 from dither.nn import replace as put
 from dither.spec import LinearSpec, to_json
 from dither.stages.base import Job, Study, StudySettings
-from dither.stages.granularity import Genome, Problem, resized
+from dither.stages.granularity import Genome, Problem, check_dynamic, resized
 from dither.stages.needs import DISTANCE
 
 __all__ = ["Candidates", "candidates_of", "finite", "instead"]
@@ -146,10 +146,7 @@ def candidates_of(
     for name in job.varied:
         raise BadRecipe(f"{tag}: layer '{name}' changes over time, which cannot be imitated: put '{tag}' before that")
     for name, spec in job.specs.items():
-        if spec.act is not None and spec.act.static:
-            raise BadRecipe(
-                f"{tag}: layer '{name}' has static activations, whose ranges are not known while sizes are searched"
-            )
+        check_dynamic(tag, name, spec)
     settings = StudySettings(samples, steps, guidance, {DISTANCE: judge} if judge else {})
     return Candidates(job, tag, problem, settings, job.study(settings))
 

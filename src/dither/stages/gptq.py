@@ -131,7 +131,8 @@ class Gptq:
 
     def _passes(self, job: Job, step: BlockStep, inside: Sequence[str]) -> list[list[str]]:
         """Layers of a block by pass: modulation first, so that all others see it rounded; then all, or site by site."""
-        modulation = [n for n in inside if job.layers[n].kind == "adaln"]
+        layers = job.layers
+        modulation = [n for n in inside if layers[n].kind == "adaln"]
         others = [n for n in inside if n not in modulation]
         parts = [modulation, others]
         if self.by_site:

@@ -22,7 +22,18 @@ from dither.spec import Int, LinearSpec
 from dither.stages.base import Job
 from dither.stages.cost import bit_operations, weight_bits
 
-__all__ = ["MEASURES", "SIZES", "Genome", "Limits", "Problem", "Unit", "problem_of", "resized", "settle"]
+__all__ = [
+    "MEASURES",
+    "SIZES",
+    "Genome",
+    "Limits",
+    "Problem",
+    "Unit",
+    "check_dynamic",
+    "problem_of",
+    "resized",
+    "settle",
+]
 
 SIZES = (32, 64, 96, 128, 192, 288, 384, 576, 768)
 """Multiples of 32, the depth of an int8 tensor-core product. Those that divide a layer's width are its choices."""
@@ -174,7 +185,12 @@ def _choices(job: Job, tag: str, layers: tuple[str, ...], sizes: Sequence[int]) 
 def _check_layer(job: Job, tag: str, name: str) -> None:
     if name in job.varied:
         raise BadRecipe(f"{tag}: layer '{name}' changes its width over time already")
-    if (act := job.specs[name].act) is not None and act.static:
+    check_dynamic(tag, name, job.specs[name])
+
+
+def check_dynamic(tag: str, name: str, spec: LinearSpec) -> None:
+    """BadRecipe names a layer whose input has static ranges: no search can imitate it."""
+    if spec.act is not None and spec.act.static:
         raise BadRecipe(
             f"{tag}: layer '{name}' has static activations, whose ranges are not known while sizes are searched"
         )
