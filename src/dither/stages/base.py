@@ -59,6 +59,9 @@ class Job:
         store: for resuming, or None.
         progress: told (what, done, total).
         study: makes what draws and judges pictures.
+        grids: ranges of weights that a stage has found for the one that rounds: scale and zero point by layer.
+        tables: static activation tables that a WEIGHT stage has found already, by layer: ``act_scale`` (R, G) and so on;
+            ``ranges`` takes them as they are.
     """
 
     model: nn.Module
@@ -74,6 +77,7 @@ class Job:
     varied: dict[str, Views | Timed] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
     grids: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    tables: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
     time_edges: tuple[float, ...] = ()
     branches: int = 1

@@ -31,6 +31,8 @@ __all__ = ["Ranges"]
 class Ranges:
     """Calibrates the layers whose activations are static; does nothing where they are dynamic.
 
+    A table that a stage before has found (``job.tables``) is taken as it is.
+
     Args:
         keep: fraction of the observed range that is kept.
         momentum: share of the range so far in its moving average; 0 takes the min-max over all calls.
@@ -49,12 +51,13 @@ class Ranges:
         if not 0 <= self.momentum < 1:
             raise BadRecipe(f"ranges.momentum {self.momentum}: must lie in [0, 1)")
         static = {n: s.act for n, s in job.specs.items() if s.act is not None and s.act.static}
-        if not static:
-            return
-        probes = {n: self._probe(linear_at(job.model, n).in_features, act) for n, act in static.items()}
-        job.observe("measuring ranges", {n: (p,) for n, p in probes.items()})
+        probes = {
+            n: self._probe(linear_at(job.model, n).in_features, act) for n, act in static.items() if n not in job.tables
+        }
+        if probes:
+            job.observe("measuring ranges", {n: (p,) for n, p in probes.items()})
         for name, act in static.items():
-            job.activate(name, self._table(probes[name], act))
+            job.activate(name, self._table(probes[name], act) if name in probes else job.tables[name])
 
     def _probe(self, channels: int, act: Act) -> MinMax | MovingRange:
         if not self.momentum:
