@@ -11,7 +11,7 @@ from dither.models import Call
 from dither.numerics import grid, grouped
 from dither.probes import MovingRange
 from dither.spec import Act, Int
-from dither.stages import Assign, Ranges, Rtn
+from dither.stages import Assign, Ranges, Rotate, Rtn
 from dither.stages.base import Job
 
 LAYER = "transformer_blocks.1.ff.net.0.proj"
@@ -114,6 +114,21 @@ def test_a_quantized_sample_uses_the_row_of_its_time():
     for i, r in enumerate(rows.tolist()):
         job.clock.tell(torch.tensor([r]))
         assert torch.equal(both[i : i + 1], layer(x[i : i + 1]))
+
+
+def test_the_range_is_that_of_the_input_after_its_online_transforms():
+    model = jobs.pipeline().transformer
+    job = jobs.run((Rotate(), *stages(Act(Int(8, False), True), 1, 1)), model)
+    layer = model.get_submodule(LAYER)
+    x, _ = inputs(model, job)
+    with torch.no_grad():
+        seen = layer.transform(x)
+        Ranges().run(job)
+    assert (seen.amax() - x.amax()).abs() > 0.01
+    scale, zero = grid(seen.amin(), seen.amax(), Int(8, False))
+    layer = model.get_submodule(LAYER)
+    torch.testing.assert_close(layer.get_buffer("act_scale")[0, 0], scale)
+    assert torch.equal(layer.get_buffer("act_zero")[0, 0], zero)
 
 
 def test_dynamic_activations_need_nothing():
