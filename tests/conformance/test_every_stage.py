@@ -32,6 +32,7 @@ from dither.stages import (
     SplitLowRank,
     Stage,
     TimedSmooth,
+    TimeGroups,
     Widen,
     describe,
     stage_from,
@@ -53,6 +54,7 @@ EVOLVE = Evolve(population=4, keep=2, rounds=1, sizes=(4, 8, 16), samples=2, ste
 BY_DISTANCE = dataclasses.replace(EVOLVE, judge="zoo:fashion")
 HALVE = Halve(candidates=4, sizes=(4, 8, 16), samples=2, most=4, steps=2)
 STATIC = Assign(weight=Int(8), act=Act(Int(8, False), static=True), adaln=Int(8), time_groups=3, branches=2)
+UNTIMED = dataclasses.replace(STATIC, time_groups=1, branches=1)
 
 ROWS: dict[str, tuple[Stage, tuple[Stage, ...]]] = {
     "smooth": (Smooth(), (Smooth(), PLAIN, Rtn())),
@@ -105,6 +107,11 @@ ROWS: dict[str, tuple[Stage, tuple[Stage, ...]]] = {
     "evolve": (EVOLVE, (Smooth(online=True), GROUPED, EVOLVE, Rtn())),
     "evolve by distance": (BY_DISTANCE, (GROUPED, Attention(), BY_DISTANCE, Clip(outputs=False), Rtn())),
     "halve": (HALVE, (Rotate(), GROUPED, HALVE, Rtn())),
+    "time groups": (TimeGroups(3, 2), (UNTIMED, TimeGroups(3, 2), Rtn(), Ranges())),
+    "time groups learned": (
+        TimeGroups(3, learned=True, budget=0.01),
+        (Smooth(online=True), UNTIMED, TimeGroups(3, learned=True, budget=0.01), Rtn(), Ranges()),
+    ),
     "clip by outputs": (Clip(steps=5, rows=64), (PLAIN, Clip(steps=5, rows=64), Rtn())),
     "clip by weights": (Clip(outputs=False, power=2.0), (PLAIN, Clip(outputs=False, power=2.0), Rtn())),
     "gptq": (Gptq(), (Smooth(online=True), PLAIN, Gptq())),

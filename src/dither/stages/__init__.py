@@ -29,6 +29,7 @@ from dither.stages.ranges import Ranges
 from dither.stages.rotate import Rotate
 from dither.stages.rtn import Rtn
 from dither.stages.smooth import Smooth
+from dither.stages.time_groups import TimeGroups
 from dither.stages.timed_smooth import TimedSmooth
 from dither.stages.widen import Widen
 
@@ -57,6 +58,7 @@ __all__ = [
     "Store",
     "Study",
     "StudySettings",
+    "TimeGroups",
     "TimedSmooth",
     "Widen",
     "describe",
@@ -68,7 +70,7 @@ STAGES: dict[str, type[Any]] = {
     c.tag: c
     for c in (
         Smooth, Rotate, Assign, Attention, Mixed, Program, Widen, Groups, GroupProgram, HessianTrace, Evolve,
-        Halve, TimedSmooth,
+        Halve, TimeGroups, TimedSmooth,
         SplitLowRank, Clip, Gptq, Rtn,
         Ranges,
     )
