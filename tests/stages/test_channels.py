@@ -50,6 +50,7 @@ def test_ranges_on_a_clock_of_the_same_edges_with_branches_and_with_more_groups(
     assert Times.cut(job_with((0.25, 0.5, 0.75)), (0.25, 0.75)).select == (0, 1, 1, 2)
     assert Times.cut(job_with((0.25,)), (0.25,)).bounds == ((0.0, 0.25), (0.25, 1.0))
     assert Times.whole(job_with((0.25, 0.5), 2)) == Times((), (0,) * 6)
+    assert Times.off_clock((0.4,)).bounds == ((0.0, 0.4), (0.4, 1.0))
 
 
 @torch.no_grad()
@@ -67,6 +68,44 @@ def test_measured_peaks_are_those_of_each_range(clock):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("clock", [(), (0.3, 0.8)])
+def test_ranges_off_the_clock_are_measured_alike_and_leave_it_as_it_was(clock):
+    job = job_with(clock, 2)
+    found = replace(PLAIN, rows=40).gather(job, sites(job), Times.off_clock((0.6,)))
+    assert (job.time_edges, job.branches, job.clock.edges.tolist()) == (clock, 2, pytest.approx(clock))
+    other = job_with((0.6,))
+    want = replace(PLAIN, rows=40).gather(other, sites(other), Times.cut(other, (0.6,)))
+    assert list(found) == list(want)
+    for name, channels in found.items():
+        assert torch.equal(channels.peaks, want[name].peaks)
+        assert all(torch.equal(a, b) for a, b in zip(channels.tokens, want[name].tokens, strict=True))
+
+
+@torch.no_grad()
+def test_the_clock_tells_its_own_time_while_ranges_off_it_are_measured():
+    """Tables that a layer has already are read by the clock's rows, not by the ranges."""
+    job, told = job_with((0.3, 0.6), 2), []
+    job.model.register_forward_pre_hook(lambda module, args: told.append(job.clock.row))
+    PLAIN.gather(job, sites(job), Times.off_clock((0.4,)))
+    want = [job.rows(call) for call in job.calls]
+    assert all(torch.equal(a, b) for a, b in zip(told, want, strict=True))
+    assert len({row for rows in told for row in rows.tolist()}) > 2
+
+
+@torch.no_grad()
+def test_ranges_that_no_call_reaches_are_left_out_if_they_may_be():
+    """The tiny sampler asks at 0.249, 0.499, 0.749 and 0.999."""
+    job = job_with(())
+    found = replace(PLAIN, rows=20, gaps=True).gather(job, sites(job), Times.off_clock((0.1, 0.3, 0.4, 0.6)))[SITE]
+    everything = inputs(job, "transformer_blocks.1.attn1.to_q")
+    assert (found.peaks.shape, len(found.tokens)) == ((3, 16), 3)
+    for i, (low, high) in enumerate(((0.1, 0.3), (0.4, 0.6), (0.6, 1.0))):
+        own = torch.cat([x for level, x in everything if low <= level < high])
+        torch.testing.assert_close(found.peaks[i], own.abs().amax(0))
+        assert all(bool((own == token).all(1).any()) for token in found.tokens[i])
+
+
+@torch.no_grad()
 def test_measured_tokens_come_from_their_range():
     job = job_with((0.6,))
     found = replace(PLAIN, rows=40).gather(job, sites(job), Times.cut(job, (0.6,)))[SITE]
@@ -78,7 +117,7 @@ def test_measured_tokens_come_from_their_range():
 
 
 def test_tokens_of_a_batch_of_mixed_ranges_go_to_their_own():
-    probe = _TokensByRange(Times((0.5,), (0, 1)), rows=64, seed=0)
+    probe = _TokensByRange(2, rows=64, seed=0)
     x = torch.arange(4.0).view(4, 1, 1).expand(4, 3, 2)  # each sample holds its own number
     probe.update(x, torch.tensor([0, 1, 1, 0]))
     assert set(probe.parts[0].value.flatten().tolist()) == {0.0, 3.0}
@@ -86,7 +125,7 @@ def test_tokens_of_a_batch_of_mixed_ranges_go_to_their_own():
 
 
 def test_an_input_that_all_samples_share_goes_to_all_their_ranges():
-    probe = _TokensByRange(Times((0.5,), (0, 1)), rows=64, seed=0)
+    probe = _TokensByRange(2, rows=64, seed=0)
     probe.update(torch.ones(3, 2), torch.tensor([0, 1]))
     assert [set(p.value.flatten().tolist()) for p in probe.parts] == [{1.0}, {1.0}]
 

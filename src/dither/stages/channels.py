@@ -24,7 +24,7 @@ class Times:
 
     Args:
         edges: inner edges, ascending in (0, 1).
-        select: for each row of the job's clock, the range that it lies in.
+        select: for each row of the job's clock, the range that it lies in; empty where no table will be read by range.
     """
 
     edges: tuple[float, ...]
@@ -34,6 +34,11 @@ class Times:
     def whole(cls, job: Job) -> "Times":
         """One range, in which every row of the clock lies."""
         return cls((), (0,) * (len(job.time_edges) + 1) * job.branches)
+
+    @classmethod
+    def off_clock(cls, edges: tuple[float, ...]) -> "Times":
+        """Ranges for statistics alone: the job's clock need not know these edges, and gains no rows by them."""
+        return cls(edges, ())
 
     @classmethod
     def cut(cls, job: Job, edges: tuple[float, ...]) -> "Times":
@@ -107,6 +112,7 @@ class Source:
         calibrate: all other sites, from calibration calls; otherwise they are left out.
         levels: noise levels that ``data_free`` looks at in each range.
         rows: tokens kept for each site and range; 0: none.
+        gaps: measured sites go without the ranges that no calibration call falls into; otherwise these are an error.
     """
 
     stage: str
@@ -114,6 +120,7 @@ class Source:
     calibrate: bool
     levels: int
     rows: int
+    gaps: bool = False
 
     def check(self) -> None:
         """BadRecipe names a field that makes no sense."""
@@ -145,18 +152,21 @@ class Source:
 
     def _measured(self, job: Job, sites: Sequence[Site], times: Times) -> dict[str, Channels]:
         """One pass over the calibration calls for all sites."""
-        peaks = {s.name: AbsMax(job.dense(s.readers[0]).shape[1], len(times.select)) for s in sites}
-        tokens = {s.name: _TokensByRange(times, self.rows, job.seed) for s in sites} if self.rows else {}
-        job.observe("measuring channels", {s.readers[0]: _probes(s, peaks, tokens) for s in sites})
-        missing = set(range(len(times.bounds))) - {times.select[r] for c in job.calls for r in job.rows(c).tolist()}
-        if missing:
+        count = len(times.bounds)
+        rows = ranges_of(job, times.edges)
+        reached = sorted({r for each in rows for r in each.tolist()})
+        missing = set(range(count)) - set(reached)
+        if missing and not self.gaps:
             low, high = times.bounds[min(missing)]
             raise BadValue(
                 f"{self.stage}: no calibration call has a noise level from {low:g} to {high:g}; calibrate with more "
                 "steps, or move the edges"
             )
+        peaks = {s.name: AbsMax(job.dense(s.readers[0]).shape[1], count) for s in sites}
+        tokens = {s.name: _TokensByRange(count, self.rows, job.seed) for s in sites} if self.rows else {}
+        job.observe("measuring channels", {s.readers[0]: _probes(s, peaks, tokens) for s in sites}, rows)
         return {
-            name: Channels(_by_range(peak.value, times), tuple(s.value for s in tokens[name].parts) if tokens else ())
+            name: Channels(peak.value[reached], tuple(tokens[name].parts[r].value for r in reached) if tokens else ())
             for name, peak in peaks.items()
         }
 
@@ -171,17 +181,15 @@ class Source:
 class _TokensByRange:
     """A probe: some tokens of each range."""
 
-    def __init__(self, times: Times, rows: int, seed: int) -> None:
-        self.select = torch.tensor(times.select)
-        self.parts = [RowSample(rows, seed=seed) for _ in times.bounds]
+    def __init__(self, ranges: int, rows: int, seed: int) -> None:
+        self.parts = [RowSample(rows, seed=seed) for _ in range(ranges)]
 
     def update(self, x: Tensor, rows: Tensor) -> None:
-        """Take in one call's input x (B, ..., K); ``rows`` (B,) are the clock's."""
-        ranges = self.select.to(rows.device)[rows]  # (B,)
+        """Take in one call's input x (B, ..., K); ``rows`` (B,) are the ranges of the samples' noise levels."""
         shared = x.shape[0] % rows.shape[0] != 0  # one embedding for all samples is in all their ranges
         samples = x[None].expand(rows.shape[0], *x.shape) if shared else x.reshape(rows.shape[0], -1, x.shape[-1])
         for i, part in enumerate(self.parts):
-            if bool((mine := ranges == i).any()):
+            if bool((mine := rows == i).any()):
                 part.update(samples[mine], rows[mine])
 
 
@@ -189,9 +197,3 @@ def _probes(
     site: Site, peaks: Mapping[str, AbsMax], tokens: Mapping[str, _TokensByRange]
 ) -> tuple[AbsMax | _TokensByRange, ...]:
     return (peaks[site.name], tokens[site.name]) if tokens else (peaks[site.name],)
-
-
-def _by_range(table: Tensor, times: Times) -> Tensor:
-    """(R, K): the largest of the clock's rows (C, K) in each range."""
-    select = torch.tensor(times.select, device=table.device)
-    return torch.stack([table[select == i].amax(0) for i in range(len(times.bounds))])

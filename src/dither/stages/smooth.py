@@ -6,7 +6,12 @@ then ``x' = x / s``, ``W' = W s``. See ``balance`` for the two ways to count alp
 ``1 / s`` is absorbed where it costs nothing: in adaLN rows or V rows (see ``models.base``), else it is an online multiply.
 
 ``a_j`` is the largest ``|x_j|`` over all calibration calls, or, where adaLN makes the site, what the modulation alone says
-(see ``data_free``).
+(see ``data_free``). Or it is made of the largest ``|x_j|`` in each of several ranges of the noise level (see ``aggregate``):
+
+    PTQ4DiT (arXiv 2405.16005)    alpha = 1/2, ``spearman``: its B^X is diag(1 / s), its B^W diag(s)    (equations 4 to 6, 10)
+    TCAQ-DM (arXiv 2412.16700)    alpha = 1, ``self-weighted``: s_j = a_j, all of the range goes into the weight
+
+A factor common to all s of a site, such as TCAQ-DM's normalizer, changes no code, as grids follow it: here there is none.
 """
 
 from collections.abc import Sequence
@@ -21,11 +26,14 @@ from dither.errors import BadModel, BadRecipe
 from dither.models.base import AdaLN, Fold, Rows, Site, linear_at
 from dither.nn import QLinear
 from dither.spec import Act, Int, LinearSpec
+from dither.stages.aggregate import AGGREGATES
 from dither.stages.balance import best_scale, column_peaks, judge_of, share, shares, smoothing_scale
 from dither.stages.base import Job, Phase
-from dither.stages.channels import Source, Times
+from dither.stages.channels import Channels, Source, Times, equal_edges
 
 __all__ = ["Smooth", "absorb", "apply_scale", "scalable"]
+
+MOST_RANGES = 1000
 
 
 @dataclass(frozen=True)
@@ -39,14 +47,17 @@ class Smooth:
         search: candidates of alpha (SmoothQuant's; and no scale) to choose from for each site by its output error;
             the choice is noted with the result.
         online: also scale sites that cannot absorb it, at the price of one multiply (the input of fc2).
-        rows: tokens kept for each site to search with.
+        rows: tokens kept for each site to search with, as many from each range.
         weight: the format that the search judges with; None is symmetric, per channel, of the bits asked for.
         act: the same of activations; None is symmetric, dynamic, per token, of the bits asked for.
         rotation: block of a rotation that a later stage puts behind the scale, for the search to judge with, as
             ``Rotate`` has it (0: the whole width); None: none.
         data_free: take the statistics of sites made by adaLN from noise level and class alone.
         calibrate: measure all other sites on calibration calls; otherwise they stay unscaled.
-        levels: noise levels that ``data_free`` looks at.
+        levels: noise levels that ``data_free`` looks at, in each range.
+        aggregate: how a channel's peaks at different times become one: ``max``, or over equal ranges of the noise level
+            ``mean``, ``spearman`` or ``self-weighted``. The formulas are those of the file ``aggregate``.
+        ranges: how many; those that no calibration call falls into are left out. ``max`` is the same for any number.
     """
 
     tag: ClassVar[str] = "smooth"
@@ -63,11 +74,15 @@ class Smooth:
     data_free: bool = False
     calibrate: bool = True
     levels: int = 16
+    aggregate: str = "max"
+    ranges: int = 10
 
     def run(self, job: Job) -> None:
         """Scale every site; the model's function stays the same."""
         alpha = self._check()
-        source = Source(self.tag, self.data_free, self.calibrate, self.levels, self.rows if self.search else 0)
+        count = 1 if self.aggregate == "max" else self.ranges
+        rows = -(-self.rows // count) if self.search else 0  # in each range
+        source = Source(self.tag, self.data_free, self.calibrate, self.levels, rows, gaps=True)
         source.check()
         sites = {s.name: s for s in scalable(job, self.online)}
         if not sites:
@@ -78,20 +93,24 @@ class Smooth:
         for reader in (r for s in sites.values() for r in s.readers):
             if job.specs.get(reader, LinearSpec()).rotation is not None:
                 raise BadRecipe(f"smooth must come before rotate: the input of layer '{reader}' is rotated already")
-        found = source.gather(job, list(sites.values()), Times.whole(job))
+        found = source.gather(job, list(sites.values()), Times.off_clock(equal_edges(count)))
         for i, (name, channels) in enumerate(found.items()):
-            weights = [job.dense(r) for r in sites[name].readers]
-            a, w = channels.peaks[0], column_peaks(weights)  # (K,) each
-            if self.search:
-                judge = judge_of(job.bits, self.weight, self.act, self.rotation, job.seed, len(w))
-                parts = [(judge, torch.cat([m.float() for m in weights]))]
-                chosen, scale = best_scale(parts, self.search, a, w, channels.tokens[0])
-                for reader in sites[name].readers:
-                    job.note(reader, {"smooth_alpha": chosen})
-            else:
-                scale = smoothing_scale(a, w, alpha)
-            apply_scale(job, sites[name], scale)
+            apply_scale(job, sites[name], self._scale(job, sites[name].readers, channels, alpha))
             job.progress("smoothing", i + 1, len(found))
+
+    def _scale(self, job: Job, readers: Sequence[str], channels: Channels, alpha: float) -> Tensor:
+        """s (K,)."""
+        weights = [job.dense(r) for r in readers]
+        w = column_peaks(weights)  # (K,)
+        a = AGGREGATES[self.aggregate](channels.peaks, w)  # (K,)
+        if not self.search:
+            return smoothing_scale(a, w, alpha)
+        judge = judge_of(job.bits, self.weight, self.act, self.rotation, job.seed, len(w))
+        parts = [(judge, torch.cat([m.float() for m in weights]))]
+        chosen, scale = best_scale(parts, self.search, a, w, torch.cat(channels.tokens))
+        for reader in readers:
+            job.note(reader, {"smooth_alpha": chosen})
+        return scale
 
     def _check(self) -> float:
         """SmoothQuant's alpha, if all fields make sense."""
@@ -103,6 +122,10 @@ class Smooth:
             raise BadRecipe(f"smooth.rows {self.rows}: must be at least 1")
         if self.rotation is not None and self.rotation < 0:
             raise BadRecipe(f"smooth.rotation {self.rotation}: must be the width of a block, or 0 for the whole width")
+        if self.aggregate not in AGGREGATES:
+            raise BadRecipe(f"smooth.aggregate '{self.aggregate}': must be one of {', '.join(AGGREGATES)}")
+        if not 1 <= self.ranges <= MOST_RANGES:
+            raise BadRecipe(f"smooth.ranges {self.ranges}: must be 1 to {MOST_RANGES}")
         return alpha
 
 
