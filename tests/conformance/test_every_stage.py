@@ -72,6 +72,18 @@ ROWS: dict[str, tuple[Stage, tuple[Stage, ...]]] = {
         Smooth(data_free=True, calibrate=False),
         (Smooth(data_free=True, calibrate=False), PLAIN, Rtn()),
     ),
+    "smooth by Spearman": (
+        Smooth(aggregate="spearman"),
+        (Smooth(aggregate="spearman"), STATIC, Rtn(), Ranges()),
+    ),
+    "smooth, self-weighted": (
+        Smooth(alpha=1.0, aggregate="self-weighted", ranges=2, online=True),
+        (Smooth(alpha=1.0, aggregate="self-weighted", ranges=2, online=True), PLAIN, Rtn()),
+    ),
+    "smooth, mean of ranges": (
+        Smooth(search=(0.25, 0.75), rows=64, data_free=True, aggregate="mean", ranges=3),
+        (Smooth(search=(0.25, 0.75), rows=64, data_free=True, aggregate="mean", ranges=3), PLAIN, Rtn()),
+    ),
     "timed smooth": (TimedSmooth(), (PLAIN, TimedSmooth(), Rtn())),
     "timed smooth searched": (
         TimedSmooth(search=(0.25, 0.75), rows=64),
