@@ -11,7 +11,7 @@ from dither.clock import Clock
 from dither.errors import BadValue
 from dither.inspection import describe, estimate, plan_rows, reasons, size_on_disk, stored_dtype, summary
 from dither.models import adapter_for
-from dither.spec import Act, Codebook, Int, LinearSpec, Nested, Plan, Timed, View, Views
+from dither.spec import Act, AttentionSpec, Codebook, Int, LinearSpec, Nested, Plan, Timed, TwoRegion, View, Views
 
 
 def rows_of(model):
@@ -32,8 +32,8 @@ def test_every_kind_of_spec_has_a_row_and_short_words():
     model = tiny.stamped_dit(tiny.plan())
     rows = rows_of(model)
     assert [r["name"] for r in rows if r["weight"] is None and r["act"] is None and r["reason"] is None] == []
-    assert len(rows) == 20  # a layer with variants is one layer
-    assert sum(int(row[-2]) for row in plan_rows(rows)) == 20
+    assert len(rows) == 21  # a layer with variants is one layer, an attention another
+    assert sum(int(row[-2]) for row in plan_rows(rows)) == 21
     assert not any(" sym" in cell or "dynamic" in cell for row in plan_rows(rows) for cell in row)
 
 
@@ -64,34 +64,26 @@ def test_stored_dtype(tmp_path, dtype):
     assert stored_dtype([]) == torch.float32
 
 
-# --- quantized outputs
+# --- attentions
 
 
-def test_a_quantized_output_is_told_and_simulated():
-    q, k, v = (f"transformer_blocks.0.attn1.to_{x}" for x in "qkv")
-    out, act = Act(Int(4, False, group=8)), Act(Int(8))
-    whole = LinearSpec(Int(8), act, out=out)
-    views = Views(whole, (View(8, act), View(4, act)), (0, 1))
-    plan = Plan({q: whole, k: LinearSpec(out=out), v: views}, (0.5,))
+def test_a_quantized_attention_is_told_and_simulated():
+    name = "transformer_blocks.0.attn1"
+    side, probs = Act(Int(4, False, group=8)), Act(TwoRegion(8), static=True)
+    plan = Plan({f"{name}.to_q": tiny.W8A8}, attention={name: AttentionSpec(side, side, None, probs)})
     model = tiny.stamped_dit(plan)
-    rows = {r["name"]: r for r in rows_of(model)}
-    for name, weight in ((q, "int8 sym per row"), (k, None), (v, "8 | 4 of int8 sym per row")):
-        row = rows[name]
-        assert (row["weight"], row["out"]) == (weight, "int4 asym per token, group 8 dynamic")
-        assert row["simulated"]
-        assert row["reason"] is None
-    assert (rows[q]["kernel"], rows[k]["kernel"]) == ("int8_mm", "dequantize")
-    assert (rows[k]["act"], rows["proj_out_1"]["out"]) == (None, None)
-    found = summary(list(rows.values()))
-    assert (found["layers"]["quantized"], found["layers"]["simulated"]) == (3, 3)
-    assert sum(found["kernels"].values()) == 3
-    shown = [row for row in plan_rows(list(rows.values())) if "out" in row[2]]
-    assert [row[1:4] for row in shown] == [
-        ("int8 per row", "int8 per token, out int4 asym per token, group 8", "simulated"),
-        ("full", "full, out int4 asym per token, group 8", "simulated"),
-        ("8 | 4 of int8 per row", "int8 per token, out int4 asym per token, group 8", "simulated"),
-    ]
-    assert describe(tiny.dit(), adapter_for(model), plan.layers, Clock((0.5,))) == list(rows.values())
+    rows = rows_of(model)
+    assert [r["name"] for r in rows if r["kind"] == "attention"] == [name]
+    row = rows[-1]
+    assert row["act"] == "q k int4 asym per token, group 8 dynamic; probs two-region8 unsigned per tensor static"
+    assert (row["weight"], row["simulated"], row["reason"]) == (None, True, None)
+    found = summary(rows)
+    assert (found["layers"]["quantized"], found["layers"]["simulated"]) == (2, 1)
+    assert sum(found["kernels"].values()) == 2
+    shown = next(row for row in plan_rows(rows) if row[0] == "attention")
+    assert shown[1:4] == ("full", row["act"].replace(" dynamic", ""), "simulated")
+    assert describe(tiny.dit(), adapter_for(model), plan.layers, Clock(), plan.attention) == rows
+    assert not any(r["kind"] == "attention" for r in describe(tiny.dit(), adapter_for(model)))
 
 
 # --- widths that change with the noise level
@@ -132,7 +124,7 @@ def test_banks_are_all_stored():
 def test_a_plan_with_views_is_described_as_the_model_that_it_becomes():
     plan, model = tiny.plan(), tiny.dit()
     clock = Clock(plan.time_edges, plan.branches)
-    ahead = describe(model, adapter_for(model), plan.layers, clock)
+    ahead = describe(model, adapter_for(model), plan.layers, clock, plan.attention)
     assert ahead == rows_of(tiny.stamped_dit(plan))
     with pytest.raises(BadValue, match="6 rows of a clock that has 1"):
         describe(model, adapter_for(model), plan.layers)
@@ -144,7 +136,7 @@ def test_the_estimate_counts_views_once_and_banks_each(tmp_path):
     dither.save(model, tmp_path / "m")
     (file,) = (tmp_path / "m").glob("*.safetensors")
     header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
-    assert file.stat().st_size - header == pytest.approx(expected, abs=64)
+    assert file.stat().st_size - header == pytest.approx(expected + 96, abs=64)  # tables of the attention
 
 
 def running(plan: Plan, tmp_path) -> tuple[float | None, float | None]:

@@ -12,7 +12,7 @@ from dither.errors import BadFormat, BadRecipe
 from dither.inspection import size_on_disk
 from dither.quantization import plan_ahead
 from dither.recipes import get, override
-from dither.spec import Act, Bits, Int, LinearSpec
+from dither.spec import Act, AttentionSpec, Bits, Int, LinearSpec
 from dither.stages import (
     SEARCHES,
     Assign,
@@ -155,15 +155,13 @@ def test_branch_and_smoothing_can_be_left_out(name):
 
 
 def test_what_attention_reads_can_be_quantized_too():
-    without, with_it = (
-        plan_ahead(narrow(2), override(get("q-dit"), given)).specs for given in ([], ["attention.bits=8"])
-    )
-    assert not any(spec.out for spec in without.values())
-    for name, spec in with_it.items():
-        read = name.endswith(("to_q", "to_k", "to_v"))
-        assert spec.out == (Act(Int(8, symmetric=False, group=8)) if read else None)  # heads of 8 channels
-        assert replace(spec, out=None) == without[name]
-    assert specs_of(grouped("q-dit", "attention.bits=8", *small("q-dit")))["transformer_blocks.0.attn1.to_k"].out
+    without, with_it = (plan_ahead(narrow(2), override(get("q-dit"), given)) for given in ([], ["attention.bits=8"]))
+    assert without.specs == with_it.specs
+    assert not without.attention
+    side = Act(Int(8, symmetric=False, group=8))  # heads of 8 channels
+    assert set(with_it.attention.values()) == {AttentionSpec(side, side, side)}
+    model = grouped("q-dit", "attention.bits=8", *small("q-dit"))
+    assert set(header_of(model).plan.attention.values()) == {AttentionSpec(side, side, side)}
 
 
 def test_static_inputs_have_a_moving_average_for_a_range():

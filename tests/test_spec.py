@@ -15,16 +15,19 @@ from dither.spec import (
     PER_ROW,
     PER_TENSOR,
     Act,
+    AttentionSpec,
     Bits,
     Codebook,
     Int,
     LinearSpec,
+    Log2,
     LowRank,
     Nested,
     Plan,
     Recipe,
     Rotation,
     Timed,
+    TwoRegion,
     View,
     Views,
     from_json,
@@ -46,19 +49,29 @@ EVERY = [
     LowRank(8, weight=Int(8)),
     LinearSpec(),
     LinearSpec(Codebook(2, 16), Act(Int(8)), 5, Rotation(64), LowRank(4, Int(4))),
-    LinearSpec(out=Act(Int(8, False, 72))),
+    TwoRegion(8, signed=True),
+    TwoRegion(6, shift=True, group=-1),
+    Log2(4),
+    Act(TwoRegion(6, signed=True, group=32)),
+    Act(Log2(4), static=True, rows=4),
+    AttentionSpec(),
+    AttentionSpec(Act(Int(8, group=72)), probs=Act(TwoRegion(8), static=True, rows=10)),
     Timed((LinearSpec(Int(4)), LinearSpec()), (0, 0, 1)),
     View(4),
     View(8, Act(Int(6, False))),
     Views(LinearSpec(Int(8), Act(Int(8)), 1), (View(8, Act(Int(8))), View(4)), (0, 1, 0)),
     Plan(),
     Plan({"a.b": LinearSpec(Int(4)), "c": Timed((LinearSpec(),), (0,))}, (0.25, 0.5), 2),
+    Plan({}, (), 1, {"a.attn": AttentionSpec(v=Act(Int(8)))}),
 ]
 
 ints = st.builds(Int, st.integers(1, 8), st.booleans(), st.integers(-1, 256))
 nested = st.builds(Nested, st.builds(Int, st.integers(5, 8), st.booleans(), st.integers(-1, 256)), st.integers(1, 4))
 formats = st.one_of(ints, nested, st.builds(Codebook, st.integers(1, 8), st.integers(2, 65536), st.booleans()))
-acts = st.builds(Act, ints, st.booleans(), st.integers(1, 9))
+signs = st.builds(TwoRegion, st.integers(2, 8), st.just(True), st.just(False), st.integers(-1, 256))
+acts = st.builds(
+    Act, ints | signs | st.builds(Log2, st.integers(1, 8), st.integers(-1, 256)), st.booleans(), st.integers(1, 9)
+)
 linears = st.builds(
     LinearSpec,
     st.none() | formats,
@@ -66,7 +79,11 @@ linears = st.builds(
     st.integers(0, 9),
     st.none() | st.builds(Rotation, st.integers(1, 99), st.integers(0, 9)),
     st.none() | st.builds(LowRank, st.integers(1, 9), st.none() | formats),
-    st.none() | st.builds(Act, ints),
+)
+attentions = st.builds(
+    AttentionSpec,
+    *3 * [st.none() | acts],
+    st.none() | st.builds(Act, st.builds(Log2, st.integers(1, 8)), st.booleans()),
 )
 timed = linears.flatmap(lambda s: st.builds(Timed, st.just((s, LinearSpec())), st.lists(st.integers(0, 1)).map(tuple)))
 views = st.builds(
@@ -77,7 +94,11 @@ views = st.builds(
 )
 edges = st.lists(st.floats(0.001, 0.999), unique=True).map(sorted).map(tuple)
 plans = st.builds(
-    Plan, st.dictionaries(st.from_regex(r"[a-z.0-9]{1,8}"), linears | timed | views), edges, st.integers(1, 2)
+    Plan,
+    st.dictionaries(st.from_regex(r"[a-z.0-9]{1,8}"), linears | timed | views),
+    edges,
+    st.integers(1, 2),
+    st.dictionaries(st.from_regex(r"[a-z.0-9]{1,8}"), attentions),
 )
 
 
@@ -136,7 +157,9 @@ def test_a_recipe_becomes_json() -> None:
         ({"kind": "act", "grid": {"kind": "codebook", "dim": 2, "size": 4}}, "act.grid"),
         ({"kind": "linear", "weight": {"kind": "rotation", "block": 4}}, "linear.weight"),
         ({"kind": "linear", "weight": {"bits": 4}}, "linear.weight"),
-        ({"kind": "linear", "out": {"kind": "int", "bits": 4}}, "linear.out"),
+        ({"kind": "two-region", "bits": 8, "signed": 1}, "two-region.signed"),
+        ({"kind": "attention", "q": {"kind": "int", "bits": 4}}, "attention.q"),
+        ({"kind": "plan", "attention": {"a": {"kind": "linear"}}}, "plan.attention"),
         ({"kind": "plan", "layers": {"a": {"kind": "int", "bits": 4}}}, "plan.layers"),
         ({"kind": "plan", "layers": []}, "plan.layers"),
         ({"kind": "plan", "time_edges": ["0.5"]}, "plan.time_edges"),
@@ -168,8 +191,8 @@ def test_foreign_json_is_refused(data: Any, message: str) -> None:
         lambda: Codebook(0, 4),
         lambda: Codebook(2, 1),
         lambda: Codebook(2, 65537),
-        lambda: LinearSpec(out=Act(Int(8), static=True)),
-        lambda: LinearSpec(out=Act(Int(8), rows=2)),
+        lambda: AttentionSpec(probs=Act(Int(8, group=4))),
+        lambda: AttentionSpec(probs=Act(TwoRegion(8))),
         lambda: Timed((), ()),
         lambda: Timed((LinearSpec(),), (1,)),
         lambda: Timed((LinearSpec(),), (-1,)),

@@ -8,8 +8,21 @@ from dither.checkpoint import Header, attach
 from dither.integrations.diffusers import ClockReader, stamp
 from dither.models import adapter_for
 from dither.nn import QLinear, TimedLinear, ViewedLinear, install
-from dither.numerics import encode, random_signs, rotate
-from dither.spec import Act, Codebook, Int, LinearSpec, LowRank, Plan, Rotation, Timed, View, Views
+from dither.numerics import encode, random_signs, rotate, table_layout
+from dither.spec import (
+    Act,
+    AttentionSpec,
+    Codebook,
+    Int,
+    LinearSpec,
+    LowRank,
+    Plan,
+    Rotation,
+    Timed,
+    TwoRegion,
+    View,
+    Views,
+)
 
 
 def dit(seed: int = 0, **changes: object) -> DiTTransformer2DModel:
@@ -42,6 +55,12 @@ VIEWS = Views(
 )
 """One weight at three widths."""
 
+ATTENTION = AttentionSpec(
+    q=Act(Int(8, group=8), static=True, rows=6),
+    k=Act(Int(6, False, group=8)),
+    probs=Act(TwoRegion(8), static=True, rows=6),
+)
+
 BLOCK = "transformer_blocks.{}."
 
 
@@ -58,7 +77,7 @@ def plan() -> Plan:
     layers[BLOCK.format(0) + "ff.net.2"] = TIMED
     layers[BLOCK.format(0) + "attn1.to_k"] = VIEWS
     layers[BLOCK.format(1) + "ff.net.2"] = LinearSpec(None, Act(Int(8)), pre_scale=6)
-    return Plan(layers, time_edges=(0.3, 0.7), branches=2)
+    return Plan(layers, (0.3, 0.7), 2, {BLOCK.format(1) + "attn1": ATTENTION})
 
 
 def timeless() -> Plan:
@@ -87,9 +106,12 @@ def fill(module: QLinear, weight: torch.Tensor, seed: int) -> None:
             stored = {"dense": part} if spec.lowrank.weight is None else encode(part, spec.lowrank.weight)
             tensors |= {f"{name}_{k}": t for k, t in stored.items()}
     if spec.act is not None and spec.act.static:
-        tensors["act_scale"] = torch.rand(spec.act.rows, 1, generator=make) * 0.02 + 0.005
-        if not spec.act.grid.symmetric:
-            tensors["act_zero"] = torch.randint(100, 156, (spec.act.rows, 1), generator=make, dtype=torch.uint8)
+        table = {k: shape for k, (shape, _) in table_layout(spec.act, w.shape[1]).items()}
+        tensors["act_scale"] = torch.rand(table["scale"], generator=make) * 0.02 + 0.005
+        if "zero" in table:
+            tensors["act_zero"] = torch.randint(100, 156, table["zero"], generator=make, dtype=torch.uint8)
+        if "upper" in table:
+            tensors["act_upper"] = 8 * tensors["act_scale"]
     stored = {"dense": w} if spec.weight is None else encode(w, spec.weight)
     module.load({**tensors, **{f"weight_{k}": t for k, t in stored.items()}})
 
@@ -109,6 +131,11 @@ def quantize(model: nn.Module, plan: Plan, read: object) -> Header:
         module = model.get_submodule(name)
         for j, part in enumerate(stored(module)):
             fill(part, weights[name], 10 * i + j)
+    for i, name in enumerate(plan.attention):
+        part = model.get_submodule(name).quantized
+        make = torch.Generator().manual_seed(i)
+        own = {k: torch.rand(t.shape, generator=make) * 0.02 + 0.005 for k, t in part.named_buffers()}
+        part.load(own | {k: 8 * own[k.replace("upper", "scale")] for k in own if k.endswith("upper")})
     header = Header(plan, {"name": "rtn", "bits": "w8a8"}, "0.1.0")
     attach(model, header)
     return header

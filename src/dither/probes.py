@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["AbsMax", "MinMax", "MovingRange", "Probe", "RowSample"]
+__all__ = ["AbsMax", "GroupRange", "MinMax", "MovingRange", "Probe", "RowSample", "RowsByTime"]
 
 
 class Probe(Protocol):
@@ -46,6 +46,36 @@ class MinMax:
         self.hi = self.hi.to(x.device).scatter_reduce(0, index, samples.amax(1), "amax")
 
 
+class GroupRange:
+    """Smallest and largest value of each channel group, for each clock row: ``lo``, ``hi`` (R, G) float32.
+
+    Rows that no call falls into stay at plus and minus infinity.
+
+    Args:
+        groups: G, how many groups of neighbouring channels; must divide their number.
+        rows: R.
+    """
+
+    def __init__(self, groups: int, rows: int = 1) -> None:
+        self.inner = MinMax(groups, rows)
+
+    @property
+    def lo(self) -> Tensor:
+        """(R, G)."""
+        return self.inner.lo
+
+    @property
+    def hi(self) -> Tensor:
+        """(R, G)."""
+        return self.inner.hi
+
+    def update(self, x: Tensor, rows: Tensor) -> None:
+        """Take in one call's input."""
+        samples, groups = _per_sample(x, rows), self.inner.lo.shape[1]  # (B, n, K)
+        split = samples.reshape(len(samples), samples.shape[1], groups, -1).transpose(2, 3)  # (B, n, g, G)
+        self.inner.update(split.reshape(len(samples), -1, groups), rows)
+
+
 class MovingRange:
     """Moving averages of what each call's range is in each channel group, for each clock row: ``lo``, ``hi`` (R, G) float32.
 
@@ -66,10 +96,8 @@ class MovingRange:
 
     def update(self, x: Tensor, rows: Tensor) -> None:
         """Take in one call's input."""
-        samples = _per_sample(x, rows)  # (B, n, K)
-        count, groups = self.lo.shape
-        now = MinMax(groups, count)
-        now.update(samples.reshape(len(samples), -1, groups, samples.shape[2] // groups).transpose(2, 3), rows)
+        now = GroupRange(self.lo.shape[1], self.lo.shape[0])
+        now.update(x, rows)
         self.lo, self.hi = self._moved(self.lo, now.lo), self._moved(self.hi, now.hi)
 
     def _moved(self, old: Tensor, new: Tensor) -> Tensor:
@@ -103,6 +131,25 @@ class RowSample:
     def value(self) -> Tensor:
         """The rows kept so far, (n, K)."""
         return torch.cat(self.parts)
+
+
+class RowsByTime:
+    """Some input rows for each clock row, in a ``RowSample`` of its own: ``parts``, one or R.
+
+    Args:
+        count: R; with 1 all calls share one.
+        limit: rows kept in each.
+        seed: of the draws.
+    """
+
+    def __init__(self, count: int, limit: int, seed: int = 0) -> None:
+        self.parts = [RowSample(limit, seed=seed) for _ in range(count)]
+
+    def update(self, x: Tensor, rows: Tensor) -> None:
+        """Take in one call's input."""
+        samples, index = _per_sample(x, rows), _fold_rows(rows, len(self.parts))
+        for row in sorted(set(index.tolist())):
+            self.parts[row].update(samples[index == row], rows)
 
 
 def _per_sample(x: Tensor, rows: Tensor) -> Tensor:

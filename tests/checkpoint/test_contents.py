@@ -34,7 +34,6 @@ MISFITS = {
     "not a linear": ({"": tiny.W8A8}, "''"),
     "group": ({"first": LinearSpec(Int(4, group=5))}, "'first'.*group size 5"),
     "act group": ({"first": LinearSpec(Int(8), Act(Int(8, group=5)))}, "'first'.*group 5"),
-    "out group": ({"first": LinearSpec(Int(8), out=Act(Int(8, group=5)))}, "'first'.*output group size 5"),
     "rotation": ({"first": LinearSpec(Int(8), rotation=Rotation(5))}, "'first'.*block 5"),
     "huge rotation": ({"first": LinearSpec(Int(8), rotation=Rotation(HUGE))}, "'first'"),
     "huge rank": ({"first": LinearSpec(Int(8), lowrank=LowRank(HUGE))}, "'first'.*rank"),

@@ -11,7 +11,11 @@ from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel
 from torch import Tensor, nn
 
 from dither.calibrate import walk
+from dither.clock import Clock
 from dither.models import FAMILIES, Adapter, Call, adapter_for, linear_at
+from dither.models.attentions import attentions_of
+from dither.nn import QAttention, widths_of
+from dither.spec import AttentionSpec
 from dither.stages.smooth import absorb
 
 SIZES = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 3, "sample_size": 8, "patch_size": 2}
@@ -141,25 +145,19 @@ def test_readers_of_a_site_read_the_same_tensor(row):
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_attention_reads_the_outputs_that_have_heads_as_they_are(row, monkeypatch):
-    model, adapter = made(row)
-    heads = {layer.name: layer.head for layer in adapter.layers(model) if layer.head}
-    assert heads
-    given: dict[str, Tensor] = {}
-    read: list[Tensor] = []
-    attend = F.scaled_dot_product_attention
-
-    def spy(q: Tensor, k: Tensor, v: Tensor, **kwargs: Any) -> Tensor:
-        read.extend((q, k, v))
-        return attend(q, k, v, **kwargs)
-
-    for name in heads:
-        linear_at(model, name).register_forward_hook(lambda _, args, y, name=name: given.__setitem__(name, y))
-    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
-    output(model, ROWS[row].call(torch.float64))
-    assert len(read) == len(heads)
-    for (name, head), seen in zip(heads.items(), read, strict=True):  # both in call order: q, k, v of each attention
-        assert torch.equal(given[name].unflatten(-1, (-1, head)).transpose(1, 2), seen)
+def test_attentions_are_found_and_compute_the_same_while_nothing_is_rounded(row):
+    model, _ = made(row)
+    call = ROWS[row].call(torch.float64)
+    before = output(model, call)
+    found = attentions_of(model)
+    assert found
+    seen: list[str] = []
+    for attention in found:
+        module = model.get_submodule(attention.name)
+        own = QAttention(AttentionSpec(), widths_of(module), Clock()).attach(module)
+        own.probs.register_forward_hook(lambda _, args, y, name=attention.name: seen.append(name))
+    torch.testing.assert_close(output(model, call), before)
+    assert set(seen) == {attention.name for attention in found}
 
 
 @pytest.mark.parametrize("row", ROWS)

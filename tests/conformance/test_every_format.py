@@ -1,7 +1,7 @@
 """What every format must do in every kernel: the output of a ``QLinear`` against a float64 oracle made from ``decode``.
 
 The oracle takes the input as the kernel sees it (scaled and rotated in the layer's own precision), rounds it with
-``fake_quantize``, and multiplies in float64. A new format or kernel is one more row.
+``act_codes`` and ``act_values``, and multiplies in float64. A new format or kernel is one more row.
 """
 
 import pytest
@@ -15,8 +15,22 @@ from dither.errors import BadFormat
 from dither.kernels import KERNELS, choose, is_simulated, named
 from dither.kernels.int8 import _matmul
 from dither.nn import Clock, QLinear, TimedLinear, ViewedLinear, build
-from dither.numerics import decode, dynamic_grid, fake_quantize, rotate, unpack_int
-from dither.spec import PER_TENSOR, Act, Codebook, Int, LinearSpec, LowRank, Nested, Rotation, Timed, View, Views
+from dither.numerics import act_codes, act_values, decode, dynamic_table, rotate, unpack_int
+from dither.spec import (
+    PER_TENSOR,
+    Act,
+    Codebook,
+    Int,
+    LinearSpec,
+    Log2,
+    LowRank,
+    Nested,
+    Rotation,
+    Timed,
+    TwoRegion,
+    View,
+    Views,
+)
 
 CPU = torch.device("cpu")
 WEIGHTS = {
@@ -48,6 +62,13 @@ ACTS = {
     "a8 asym static": Act(Int(8, False), static=True),
     "a8 static rows": Act(Int(8), static=True, rows=4),
     "a8 asym static rows": Act(Int(8, False), static=True, rows=4),
+    "a8 two regions": Act(TwoRegion(8, signed=True)),
+    "a6 two regions static rows": Act(TwoRegion(6, signed=True), static=True, rows=4),
+    "a4 two regions static group": Act(TwoRegion(4, signed=True, group=6), static=True),
+    "a8 small and large": Act(TwoRegion(8), static=True),
+    "a8 small and large, shift": Act(TwoRegion(8, shift=True), static=True, rows=4),
+    "a4 log2": Act(Log2(4)),
+    "a8 log2 static": Act(Log2(8), static=True, rows=4),
 }
 PARTS = {
     "plain": LinearSpec(),
@@ -91,12 +112,9 @@ def oracle(layer: QLinear, x: Tensor) -> Tensor:
     seen = x
     if spec.act is not None:
         seen = x.float()
-        grid = dynamic_grid(seen, spec.act.grid)
-        if spec.act.static:
-            names = ("act_scale",) if spec.act.grid.symmetric else ("act_scale", "act_zero")
-            found = [layer.clock.pick(layer.get_buffer(name), x) for name in names]
-            grid = (found[0], found[1] if len(found) > 1 else None)
-        seen = fake_quantize(seen, spec.act.grid, *grid)
+        table = dynamic_table(seen, spec.act.grid) if not spec.act.static else {}
+        table |= {name: layer.clock.pick(t, x) for name, t in layer.stored("act").items()}
+        seen = act_values(act_codes(seen, spec.act.grid, table), spec.act.grid, table)
     y = seen.double() @ matrix(layer, "weight", spec.weight, (n, k)).T
     if (low := spec.lowrank) is not None:
         a, b = (

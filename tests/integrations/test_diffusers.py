@@ -28,7 +28,7 @@ from dither.integrations.diffusers import (
     save_pipeline,
     stamp,
 )
-from dither.nn import QLinear
+from dither.nn import QActivation, QLinear
 from dither.spec import Plan
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -80,7 +80,7 @@ def test_reload_in_half_casts_only_what_is_in_full_precision(model, tmp_path, dt
     """diffusers casts every floating tensor to torch_dtype; packed layers keep theirs, bit for bit."""
     model.save_pretrained(tmp_path, max_shard_size=shard)
     again = DiTTransformer2DModel.from_pretrained(tmp_path, torch_dtype=dtype)
-    packed = {f"{n}.{k}" for n, m in model.named_modules() if isinstance(m, QLinear) for k in m._buffers}
+    packed = {f"{n}.{k}" for n, m in model.named_modules() if isinstance(m, QLinear | QActivation) for k in m._buffers}
     for name, value in again.state_dict().items():
         before = model.state_dict()[name]
         kept = name in packed and not name.endswith("_dense")

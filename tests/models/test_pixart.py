@@ -62,12 +62,6 @@ def test_kinds_of_a_block_and_of_what_surrounds_it():
     assert all(layer.keep for layer in layers if not layer.block)
 
 
-def test_attention_reads_q_k_and_v_of_pictures_and_of_text_by_heads():
-    model = tiny()
-    heads = {layer.name: layer.head for layer in adapter_for(model).layers(model) if layer.head}
-    assert heads == {f"transformer_blocks.{i}.attn{j}.to_{x}": 8 for i in range(2) for j in (1, 2) for x in "qkv"}
-
-
 def test_only_outputs_of_attention_fold_and_only_what_the_table_modulates_is_known():
     model = tiny()
     sites = [s for s in adapter_for(model).sites(model) if s.name.startswith("transformer_blocks.1.")]

@@ -1,7 +1,6 @@
 """Quantized linears: their buffers, what they compute, casting, loading and gradients."""
 
 import copy
-from dataclasses import replace
 
 import pytest
 import tiny
@@ -9,14 +8,10 @@ import torch
 from torch import nn
 
 from dither.clock import Clock
-from dither.errors import BadCheckpoint, BadFormat
+from dither.errors import BadCheckpoint
 from dither.kernels import named
 from dither.nn import QLinear, build, tensor_layout
-from dither.numerics import dynamic_grid, fake_quantize
 from dither.spec import PER_TENSOR, Act, Codebook, Int, LinearSpec, LowRank, Nested, Rotation
-
-HEADS = Act(Int(4, False, group=8))
-"""Of an output: each head of 8 channels by itself."""
 
 SPECS = {
     "w8a8": tiny.W8A8,
@@ -28,8 +23,6 @@ SPECS = {
     "act only": LinearSpec(None, Act(Int(8))),
     "lowrank int": LinearSpec(Int(2), lowrank=LowRank(4, Int(8))),
     "w1 per tensor": LinearSpec(Int(1, group=PER_TENSOR)),
-    "out": replace(tiny.W8A8, out=HEADS),
-    "out only": LinearSpec(out=HEADS),
 }
 
 
@@ -53,8 +46,8 @@ def test_buffers_are_the_layout(spec):
 
 @pytest.mark.parametrize(
     "spec",
-    [s for s in SPECS.values() if s.act is None and s.out is None],
-    ids=[k for k, s in SPECS.items() if s.act is None and s.out is None],
+    [s for s in SPECS.values() if s.act is None],
+    ids=[k for k, s in SPECS.items() if s.act is None],
 )
 def test_weight_only_is_the_dequantized_linear(spec):
     layer = linear(spec)
@@ -138,53 +131,13 @@ def test_deepcopy_is_independent():
     assert layer.get_buffer("weight_scale").abs().min() > 0
 
 
-# --- quantized outputs
-
-
-def test_each_head_of_each_token_has_a_range_of_its_own():
-    """By hand: two bits, zero points, heads of four channels; x passes through an identity, 1 is the bias."""
-    layer = QLinear(LinearSpec(out=Act(Int(2, False, group=4))), 8, 8, torch.nn.Parameter(torch.ones(8)))
-    layer.load({"weight_dense": torch.eye(8)})
-    x = torch.tensor([[0.0, 3.0, 1.4, 2.6, -2.0, 1.0, 0.4, -0.6], [6.0, 0.0, 3.1, 2.9, 0.0, 0.0, 0.0, 0.0]])
-    y = torch.tensor([[0.0, 3.0, 1.0, 3.0, -2.0, 1.0, 0.0, -1.0], [6.0, 0.0, 4.0, 2.0, 0.0, 0.0, 0.0, 0.0]])
-    assert torch.equal(layer(x - 1), y)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    "spec", [tiny.W8A8, tiny.W4, replace(tiny.RICH, lowrank=LowRank(4))], ids=["w8a8", "w4", "rich"]
-)
-@pytest.mark.parametrize("out", [HEADS, Act(Int(8)), Act(Int(1, group=12))], ids=str)
-def test_the_output_is_that_of_the_plain_layer_then_quantized(out, spec, dtype):
-    layer, plain = (linear(s).to(dtype) for s in (replace(spec, out=out), spec))
-    x = torch.randn(2, 5, 16).to(dtype)
-    y = plain(x)
-    scale, zero = dynamic_grid(y.float(), out.grid)
-    assert torch.equal(layer(x), fake_quantize(y.float(), out.grid, scale, zero).to(dtype))
-    assert torch.equal(layer.weight, plain.weight)
-
-
-def test_what_reads_a_quantized_output_is_simulated():
-    layer = linear(replace(tiny.W8A8, out=HEADS))
-    assert layer.kernel.real
-    assert layer.simulated
-    assert linear(LinearSpec(out=HEADS)).simulated
-    assert not linear(tiny.W8A8).simulated
-    assert f"out={HEADS}" in repr(layer)
-
-
-def test_an_output_group_divides_the_outputs():
-    with pytest.raises(BadFormat, match="output group size 5 does not divide the 24 output channels"):
-        linear(LinearSpec(out=Act(Int(8, group=5))))
-
-
 # --- gradients
 
 
 @pytest.mark.parametrize(
     "spec",
-    [tiny.W8A8, tiny.W4, tiny.RICH, replace(tiny.W8A8, out=HEADS), LinearSpec(Int(8), out=Act(Int(2)))],
-    ids=["w8a8", "w4", "rich", "out", "w8, out"],
+    [tiny.W8A8, tiny.W4, tiny.RICH],
+    ids=["w8a8", "w4", "rich"],
 )
 def test_gradient_is_that_of_the_dequantized_linear(spec):
     layer = linear(spec).requires_grad_(True)

@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-from dataclasses import replace
 
 import pytest
 import tiny
@@ -55,25 +54,6 @@ def test_timed_stores_the_bias_once():
     assert layer.bias is dense.bias
 
 
-OUT = Act(Int(2, False, group=12))
-
-
-def test_banks_quantize_their_outputs_each_by_its_own_spec():
-    """The bias is shared and added before."""
-    clock = Clock((0.5,), branches=2)
-    dense = nn.Linear(16, 24)
-    made = build(Timed((replace(tiny.W8A8, out=OUT), tiny.W4), (0, 1, 1, 1)), dense, clock)
-    for i, part in enumerate(made.variants):
-        tiny.fill(part, dense.weight, i)
-    x = torch.randn(2, 5, 16)
-    clock.set(torch.tensor([0.1, 0.9]), torch.tensor([0, 0]))
-    y = made.requires_grad_(False)(x)
-    for i, spec in enumerate((replace(tiny.W8A8, out=OUT), tiny.W4)):
-        one = QLinear(spec, 16, 24, dense.bias).load(dict(made.variants[i].named_buffers()))
-        assert torch.equal(y[i : i + 1], one(x[i : i + 1]))
-        assert (len(y[i, 0, :12].unique()) <= 4) is (spec.out is not None)
-
-
 # --- views
 
 LEVEL, BRANCH = torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0, 1, 0])
@@ -111,16 +91,6 @@ def test_each_sample_runs_in_its_view(bias, dtype):
     for i in range(3):  # and all in one
         clock.set(LEVEL[i].expand(3), BRANCH[i].expand(3))
         assert torch.equal(layer(x), alone(layer, i)(x))
-
-
-def test_every_view_quantizes_the_output():
-    layer, clock = viewed(replace(tiny.VIEWS, base=replace(tiny.VIEWS.base, out=OUT)))
-    clock.set(LEVEL, BRANCH)
-    x = torch.randn(3, 5, 16)
-    y = layer(x)
-    for i in range(3):
-        assert torch.equal(y[i : i + 1], alone(layer, i)(x[i : i + 1]))
-    assert max(len(head.unique()) for head in y.reshape(-1, 12)) <= 4
 
 
 def test_the_weight_is_stored_once_and_the_bias_outside():

@@ -14,7 +14,7 @@ from dither.models import adapter_for
 from dither.quantization import Calibration
 from dither.report import render
 from dither.report.form import significant
-from dither.spec import Act, Int, LinearSpec, Plan
+from dither.spec import Act, AttentionSpec, Int, LinearSpec, Plan
 
 
 def sampler(noise):
@@ -76,17 +76,18 @@ def test_page_shows_what_runs_when(result):
         assert shown in page, shown
 
 
-def test_page_shows_quantized_outputs(result):
-    out, act = Act(Int(4, False, group=8)), Act(Int(8))
-    q, k = (f"transformer_blocks.0.attn1.to_{x}" for x in "qk")
-    model = tiny.stamped_dit(Plan({q: LinearSpec(Int(8), act, out=out), k: LinearSpec(out=out)}))
+def test_page_shows_quantized_attentions(result):
+    name = "transformer_blocks.0.attn1"
+    side = Act(Int(4, False, group=8))
+    model = tiny.stamped_dit(
+        Plan({f"{name}.to_q": LinearSpec(Int(8))}, attention={name: AttentionSpec(side, side, side)})
+    )
     rows = describe(model, adapter_for(model))
     page = render([json.loads(json.dumps(result | summary(rows)))])
     for shown in (
-        "int8 sym per row weights, int8 sym per token dynamic activations, int4 asym per token, group 8 dynamic outputs",
-        "full-precision weights, full-precision activations, int4 asym per token, group 8 dynamic outputs",
-        "full precision, output int4 asym per token, group 8 dynamic",
-        "2 of 2 quantized layers, or what reads their quantized outputs, compute in full precision",
+        "attention, q k v int4 asym per token, group 8 dynamic",
+        "1 of 2 quantized layers compute in full precision",
+        "transformer_blocks.0.attn1<",
     ):
         assert shown in page, shown
     assert "no reason was recorded" not in page

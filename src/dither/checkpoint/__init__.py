@@ -28,7 +28,7 @@ from dither.checkpoint.files import (
 )
 from dither.checkpoint.header import METHOD, Header, attach, config_of, header_from, header_of, plan_digest
 from dither.errors import BadCheckpoint, DitherError
-from dither.nn import QLinear, Read, TimedLinear, ViewedLinear, install
+from dither.nn import QAttention, QLinear, Read, TimedLinear, ViewedLinear, attention_tensors, install
 from dither.spec import Plan, Spec, Timed
 
 __all__ = [
@@ -100,6 +100,7 @@ def load_into(model: nn.Module, directory: str | Path, read: Read | None = None)
         raise DitherError("this checkpoint has time groups or branches: give read=, which tells the time of a call")
     device_of = {name: value.device for name, value in model.state_dict().items()}
     dense = {name: linear.weight.device for name, linear in _linears(model).items() if name in plan.layers}
+    dense |= {name: next(model.get_submodule(name).parameters()).device for name in plan.attention}
     with opened(weight_files(Path(directory))) as reader:
         check_files(reader, model, plan, required=True)
         tensors = {}
@@ -171,6 +172,10 @@ def check_installed(model: nn.Module, plan: Plan) -> None:
         if module is None or _spec_of(module) != spec:
             kind = "missing" if module is None else f"a {type(module).__name__}"
             raise DitherError(f"layer '{name}' is {kind}, not quantized as the plan says (was an adapter attached?)")
+    for name, attention in plan.attention.items():
+        part = modules.get(attention_tensors(name)[:-1])
+        if not isinstance(part, QAttention) or part.spec != attention:
+            raise DitherError(f"attention '{name}' is not quantized as the plan says")
     several = [f"{name}." for name, m in modules.items() if isinstance(m, TimedLinear | ViewedLinear)]
     for name, module in modules.items():
         if _spec_of(module) is not None and name not in plan.layers and not name.startswith(tuple(several)):

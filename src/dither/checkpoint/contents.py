@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from dither.checkpoint.header import plan_digest
-from dither.errors import BadCheckpoint, BadFormat
-from dither.nn import tensor_layout
-from dither.numerics import hadamard_order, validate
-from dither.spec import Format, LinearSpec, Plan, Spec, Timed, Views
+from dither.errors import BadCheckpoint, BadFormat, BadModel
+from dither.nn import attention_layout, attention_tensors, tensor_layout, widths_of
+from dither.numerics import Layout, hadamard_order, table_fault, table_layout, validate
+from dither.spec import AttentionSpec, Format, LinearSpec, Plan, Spec, Timed, Views
 
 __all__ = ["DIGESTS", "PLAN", "Expected", "check_tensors", "check_values", "digest", "expected_tensors", "metadata_of"]
 
@@ -86,7 +86,26 @@ def expected_tensors(model: nn.Module, plan: Plan) -> Expected:
         for prefix, stored in _stored(name, spec):
             for key, entry in _layout(name, stored, shape, plan).items():
                 out[f"{prefix}.{key}"] = entry
+    for name, attention in plan.attention.items():
+        module = modules.get(name)
+        if module is None:
+            raise BadCheckpoint(f"the plan names attention '{name}', which the model does not have")
+        head = attention_tensors(name)
+        out = {k: v for k, v in out.items() if not k.startswith(head)}
+        out |= {f"{head}{key}": entry for key, entry in _attention_layout(name, attention, module, plan).items()}
     return out
+
+
+def _attention_layout(name: str, spec: AttentionSpec, module: nn.Module, plan: Plan) -> Layout:
+    for part, act in spec.parts.items():
+        if act is not None and act.rows not in (1, plan.rows):
+            raise BadCheckpoint(
+                f"attention '{name}': the table of {part} has {act.rows} rows, but the plan's clock has {plan.rows}"
+            )
+    try:
+        return attention_layout(spec, widths_of(module))
+    except (BadFormat, BadModel) as e:
+        raise BadCheckpoint(f"attention '{name}': {e}") from None
 
 
 def check_tensors(reader: "Described", expected: Expected, ignore: Sequence[str] = ()) -> None:
@@ -118,6 +137,15 @@ def check_values(plan: Plan, shape_of: Mapping[str, tuple[int, int]], read: Call
         for prefix, variant in _stored(name, spec):
             names = tensor_layout(variant, shape_of[name])
             _check_layer(prefix, variant, shape_of[name], {k: read(f"{prefix}.{k}") for k in names})
+    for name, attention in plan.attention.items():
+        for part, act in attention.parts.items():
+            if act is None or not act.static:
+                continue
+            head = f"{attention_tensors(name)}{part}."
+            if fault := table_fault(
+                {key: read(head + key) for key in table_layout(act, max(1, act.grid.group))}, act.grid
+            ):
+                raise BadCheckpoint(f"tensor '{head}{fault[0]}' {fault[1]}")
 
 
 def _stored(name: str, spec: Spec) -> list[tuple[str, LinearSpec]]:
@@ -166,10 +194,10 @@ def _check_layer(prefix: str, spec: LinearSpec, shape: tuple[int, int], tensors:
             _require(own["dense"], -math.inf, math.inf, f"{prefix}.{part}_dense")
         else:
             validate(own, fmt, size, f"{prefix}.{part}")
-    if "act_scale" in tensors:
-        _require(tensors["act_scale"], 0, math.inf, f"{prefix}.act_scale")
-    if "act_zero" in tensors and spec.act is not None:
-        _require(tensors["act_zero"], 0, (1 << spec.act.grid.bits) - 1, f"{prefix}.act_zero")
+    if spec.act is not None and spec.act.static:
+        table = {key.removeprefix("act_"): t for key, t in tensors.items() if key.startswith("act_")}
+        if fault := table_fault(table, spec.act.grid):
+            raise BadCheckpoint(f"tensor '{prefix}.act_{fault[0]}' {fault[1]}")
     if "pre_scale" in tensors:
         _require(tensors["pre_scale"], -math.inf, math.inf, f"{prefix}.pre_scale")
     if "rotation_signs" in tensors:

@@ -1,6 +1,7 @@
 """The header of a checkpoint: what was done (the plan), how it was found (the recipe), and who wrote it.
 
-It lies in ``config.json`` as plain JSON. Layers of one spec share one entry, so that it stays small for any model:
+It lies in ``config.json`` as plain JSON. Layers of one spec share one entry, so that it stays small for any model;
+attentions, where any is quantized, are named beside them (``"attention": {"blocks.0.attn": 1, ...}``):
 
     {"quant_method": "dither", "version": 1, "dither": "0.1.0", "recipe": {...} | null,
      "plan": {"specs": [{"kind": "linear", ...}, ...], "layers": {"blocks.0.fc": 0, ...}, "time_edges": [], "branches": 1}}
@@ -8,14 +9,14 @@ It lies in ``config.json`` as plain JSON. Layers of one spec share one entry, so
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from dither.errors import BadCheckpoint, BadFormat, DitherError
-from dither.spec import LinearSpec, Plan, Spec, Timed, Views, from_json, to_json
+from dither.spec import AttentionSpec, LinearSpec, Plan, Spec, Timed, Views, from_json, to_json
 
 __all__ = ["FORMAT", "METHOD", "Header", "attach", "config_of", "header_from", "header_of", "plan_digest"]
 
@@ -57,16 +58,19 @@ def header_of(model: nn.Module) -> Header:
 
 def config_of(header: Header) -> dict[str, Any]:
     """The header as JSON."""
-    specs: list[Spec] = []
-    layers: dict[str, int] = {}
-    for name in sorted(header.plan.layers):  # JSON objects have no order: one plan, one text
-        spec = header.plan.layers[name]
-        if spec not in specs:
-            specs.append(spec)
-        layers[name] = specs.index(spec)
+    specs: list[Spec | AttentionSpec] = []
+    named: list[dict[str, int]] = []
+    for found in (header.plan.layers, header.plan.attention):
+        named.append({})
+        for name in sorted(found):  # JSON objects have no order: one plan, one text
+            spec = found[name]
+            if spec not in specs:
+                specs.append(spec)
+            named[-1][name] = specs.index(spec)
     plan = {
         "specs": to_json(specs),
-        "layers": layers,
+        "layers": named[0],
+        **({"attention": named[1]} if named[1] else {}),
         "time_edges": list(header.plan.time_edges),
         "branches": header.plan.branches,
     }
@@ -103,20 +107,34 @@ def plan_digest(plan: Plan) -> str:
 
 
 def _plan_from(data: Any) -> Plan:
+    if isinstance(data, Mapping) and "attention" in data:
+        attention = data["attention"]
+        data = {key: value for key, value in data.items() if key != "attention"}
+    else:
+        attention = {}
     _keys(data, _PLAN_FIELDS, "plan")
-    if not isinstance(data["specs"], list) or not isinstance(data["layers"], Mapping):
-        raise BadCheckpoint("the plan needs a list 'specs' and an object 'layers'")
+    if not isinstance(data["specs"], list) or not all(isinstance(d, Mapping) for d in (data["layers"], attention)):
+        raise BadCheckpoint("the plan needs a list 'specs', an object 'layers' and none or an object 'attention'")
     specs = from_json(data["specs"])
     for i, spec in enumerate(specs):
-        if not isinstance(spec, LinearSpec | Timed | Views):
-            raise BadCheckpoint(f"spec {i} of the plan does not describe a linear")
-    layers: dict[str, Spec] = {}
-    for name, index in data["layers"].items():
+        if not isinstance(spec, LinearSpec | Timed | Views | AttentionSpec):
+            raise BadCheckpoint(f"spec {i} of the plan describes neither a linear nor an attention")
+    layers: dict[str, Spec] = dict(_named(specs, data["layers"], False))
+    products: dict[str, AttentionSpec] = dict(_named(specs, attention, True))
+    whole = from_json({"kind": "plan", "time_edges": data["time_edges"], "branches": data["branches"]})
+    return Plan(layers, tuple(float(e) for e in whole.time_edges), whole.branches, products)
+
+
+def _named(specs: Sequence[Any], names: Mapping[str, Any], attention: bool) -> Iterator[tuple[str, Any]]:
+    """Each name with the spec that its index means, which must be of the right kind."""
+    for name, index in names.items():
         if type(index) is not int or not 0 <= index < len(specs):
             raise BadCheckpoint(f"the plan gives layer '{name}' the spec {index!r}; there are {len(specs)}")
-        layers[name] = specs[index]
-    whole = from_json({"kind": "plan", "time_edges": data["time_edges"], "branches": data["branches"]})
-    return Plan(layers, tuple(float(e) for e in whole.time_edges), whole.branches)
+        if isinstance(specs[index], AttentionSpec) is not attention:
+            raise BadCheckpoint(
+                f"the plan gives '{name}' spec {index}, which is not of {'an attention' if attention else 'a linear'}"
+            )
+        yield name, specs[index]
 
 
 def _keys(data: Any, wanted: set[str], what: str) -> None:

@@ -61,7 +61,7 @@ def quantize_to(
     storage = stored_dtype(source.weight_files)
     target = source.pipeline if source.pipeline is not None else source.model
     ahead = plan_ahead(target, recipe, seed)
-    rows = describe(source.model, source.adapter, ahead.promised, ahead.clock)
+    rows = describe(source.model, source.adapter, ahead.promised, ahead.clock, ahead.attention)
     out.print(show.plan(source.name, recipe, rows, estimate(source.model, rows, storage), source.weight_bytes))
     _say_what_follows(recipe)
     search = allocation.search_of(recipe)

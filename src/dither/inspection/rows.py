@@ -13,8 +13,8 @@ from dither.kernels import Kernel, choose, is_simulated
 from dither.models import Adapter
 from dither.models.base import Layer
 from dither.models.rest import rest_of
-from dither.nn import QLinear, TimedLinear, ViewedLinear, tensor_layout
-from dither.spec import Act, LinearSpec, Spec, Timed, Views
+from dither.nn import QAttention, QLinear, TimedLinear, ViewedLinear, tensor_layout
+from dither.spec import Act, AttentionSpec, LinearSpec, Spec, Timed, Views
 
 __all__ = ["describe", "plan_rows", "reasons", "spec_of", "stays", "summary"]
 
@@ -23,20 +23,25 @@ _ONLINE = ("pre_scale", "rotation", "lowrank")
 
 
 def describe(
-    model: nn.Module, adapter: Adapter, specs: Mapping[str, Spec] | None = None, clock: Clock | None = None
+    model: nn.Module,
+    adapter: Adapter,
+    specs: Mapping[str, Spec] | None = None,
+    clock: Clock | None = None,
+    attention: Mapping[str, AttentionSpec] | None = None,
 ) -> list[dict[str, Any]]:
     """One row a linear: name, kind, shape, formats, kernel, whether simulated, bits per weight, why full precision.
 
-    Formats are those of ``weight``, ``act`` (the input) and ``out`` (the output, where what reads it gets it quantized).
     Also ``by_time``: None, or where widths may change with the noise level a list of ``{"low", "high", "weight_bits",
     "act_bits"}`` from low to high noise, None for full precision; and ``bank_bytes``, what weights beyond the largest one
-    take where there are several.
+    take where there are several. Quantized attentions follow as rows without weights, whose ``act`` tells what their
+    products read.
 
     Args:
         model: quantized or not.
         adapter: of its family.
         specs: what the layers are going to be; None describes what they are.
         clock: whose rows ``specs`` select by.
+        attention: what attentions are going to be, beside ``specs``.
     """
     rows = []
     for layer in adapter.layers(model):
@@ -44,7 +49,30 @@ def describe(
         found = specs.get(layer.name) if specs is not None else spec_of(module)
         times = module.clock if isinstance(module, TimedLinear | ViewedLinear) else clock
         rows.append(_row(layer, module, found, times or Clock()))
-    return rows
+    products = _attentions(model) if specs is None else attention or {}
+    return rows + [_attention_row(name, spec) for name, spec in products.items()]
+
+
+def _attentions(model: nn.Module) -> dict[str, AttentionSpec]:
+    return {name.rpartition(".")[0]: m.spec for name, m in model.named_modules() if isinstance(m, QAttention)}
+
+
+def _attention_row(name: str, spec: AttentionSpec) -> dict[str, Any]:
+    by_words: dict[str, list[str]] = {}
+    for part, act in spec.parts.items():
+        if act is not None:
+            by_words.setdefault(str(act), []).append(part)
+    said = "; ".join(f"{' '.join(parts)} {words}" for words, parts in by_words.items())
+    row = {
+        "name": name,
+        "kind": "attention",
+        "shape": [0, 0],
+        "weight": None,
+        "act": said,
+        "by_time": None,
+        "bank_bytes": 0,
+    }
+    return row | {"online": [], "kernel": "reference", "simulated": True, "bits_per_weight": None, "reason": None}
 
 
 def spec_of(module: nn.Module) -> Spec | None:
@@ -57,7 +85,7 @@ def spec_of(module: nn.Module) -> Spec | None:
 def _row(layer: Layer, module: nn.Module, spec: Spec | None, clock: Clock) -> dict[str, Any]:
     shape = _shape(module)
     row: dict[str, Any] = {"name": layer.name, "kind": layer.kind, "shape": list(shape), "weight": None, "act": None}
-    row |= {"out": None, "by_time": None, "bank_bytes": 0}
+    row |= {"by_time": None, "bank_bytes": 0}
     runs = specs_run(spec)
     if not is_quantized(spec):
         why = layer.keep or ("transformed, not quantized" if spec is not None else "not quantized")
@@ -68,7 +96,6 @@ def _row(layer: Layer, module: nn.Module, spec: Spec | None, clock: Clock) -> di
     return row | {
         "weight": _weight_words(spec, runs),
         "act": _act_words([s.act for s in runs]),
-        "out": _act_words([s.out for s in runs]),
         "online": [part for part in _ONLINE if any(getattr(s, part) for s in runs)],
         "kernel": " | ".join(dict.fromkeys(kernel.name for kernel in kernels)),
         "simulated": any(is_simulated(s, kernel) for s, kernel in zip(runs, kernels, strict=True)),
@@ -117,7 +144,7 @@ def _bytes_of(spec: LinearSpec, shape: tuple[int, int]) -> int:
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """``layers`` and ``kernels`` of a results file, from the rows of ``describe``."""
-    done = [r for r in rows if any(r[side] is not None for side in ("weight", "act", "out"))]
+    done = [r for r in rows if any(r[side] is not None for side in ("weight", "act"))]
     counts = {"quantized": len(done), "total": len(rows), "simulated": sum(bool(r["simulated"]) for r in done)}
     return {"layers": {**counts, "rows": list(rows)}, "kernels": dict(Counter(r["kernel"] for r in done))}
 
@@ -125,14 +152,12 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def plan_rows(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Rows grouped for reading: (kind, weight, activation, kernel, how many layers, how many weights), all short.
 
-    A quantized output is told with the activation. What goes without saying is left out: symmetric grids, ranges that are
-    found anew for each input.
+    What goes without saying is left out: symmetric grids, ranges that are found anew for each input.
     """
     groups: dict[tuple[str, ...], list[int]] = {}
     for r in rows:
         kernel = "simulated" if r["simulated"] else r["kernel"] or "-"
-        act = _short(r["act"]) + (f", out {_short(r['out'])}" if r.get("out") else "")
-        key = (r["kind"], _short(r["weight"]), act, kernel)
+        key = (r["kind"], _short(r["weight"]), _short(r["act"]), kernel)
         groups.setdefault(key, []).append(r["shape"][0] * r["shape"][1])
     return [(*key, str(len(sizes)), f"{sum(sizes):,}") for key, sizes in groups.items()]
 

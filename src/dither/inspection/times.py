@@ -23,7 +23,7 @@ def specs_run(spec: Spec | None) -> tuple[LinearSpec, ...]:
 
 def is_quantized(spec: Spec | None) -> bool:
     """Whether anything of a layer is, at any time; online transforms alone are no quantization."""
-    return any(s.weight is not None or s.act is not None or s.out is not None for s in specs_run(spec))
+    return any(s.weight is not None or s.act is not None for s in specs_run(spec))
 
 
 def width(fmt: Format | Act | None) -> float | None:

@@ -40,7 +40,7 @@ from dither.checkpoint import (
 )
 from dither.errors import BadCheckpoint, Refused
 from dither.models import Adapter, Call, adapter_for
-from dither.nn import QLinear, install, packed_tensors
+from dither.nn import QActivation, QLinear, install, packed_tensors
 
 __all__ = ["ClockReader", "DitherConfig", "DitherQuantizer", "QuantMethod", "register", "save_pipeline", "stamp"]
 
@@ -149,7 +149,7 @@ class DitherQuantizer(DiffusersQuantizer):
         """Put the tensor into its layer, in its own dtype again."""
         owner, _, key = param_name.rpartition(".")
         layer = model.get_submodule(owner)
-        assert isinstance(layer, QLinear)
+        assert isinstance(layer, QLinear | QActivation)
         layer.load({key: param_value.view(self.packed[param_name]).to(target_device or "cpu")})
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:

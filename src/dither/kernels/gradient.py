@@ -4,7 +4,7 @@
     backward   dL/dx = dL/dy decode(weight),   dL/dbias = sum dL/dy
 
 as if rounding the input were the identity, so that LoRA adapters and guidance can be trained through integer kernels. The
-packed weight itself gets no gradient. Rounding the output passes gradients as they are, too.
+packed weight itself gets no gradient.
 """
 
 from typing import Any
@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from dither.kernels.table import Inputs, Kernel
-from dither.numerics import decode, dynamic_grid, fake_quantize
-from dither.spec import Act
+from dither.numerics import decode
 
-__all__ = ["quantize_output", "run"]
+__all__ = ["run"]
 
 
 def run(kernel: Kernel, inputs: Inputs) -> Tensor:
@@ -26,29 +25,6 @@ def run(kernel: Kernel, inputs: Inputs) -> Tensor:
         y: Tensor = _StraightThrough.apply(x, bias, kernel, inputs)  # type: ignore[no-untyped-call]
         return y
     return kernel.run(inputs)
-
-
-def quantize_output(y: Tensor, act: Act) -> Tensor:
-    """y (..., N) at the values that its codes stand for, in its dtype; ranges are found from y itself."""
-    if torch.is_grad_enabled() and y.requires_grad:
-        rounded: Tensor = _Rounded.apply(y, act)  # type: ignore[no-untyped-call]
-        return rounded
-    return _rounded(y, act)
-
-
-def _rounded(y: Tensor, act: Act) -> Tensor:
-    wide = y.float()
-    return fake_quantize(wide, act.grid, *dynamic_grid(wide, act.grid)).to(y.dtype)
-
-
-class _Rounded(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, act: Act) -> Tensor:
-        return _rounded(y, act)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
 
 
 class _StraightThrough(torch.autograd.Function):

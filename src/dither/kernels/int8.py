@@ -36,7 +36,7 @@ _CPU_LEAST = 2
 
 def _fits(spec: LinearSpec, shape: Shape, device: torch.device) -> bool:
     act = spec.act
-    if not isinstance(spec.weight, Int | Nested) or act is None:
+    if not isinstance(spec.weight, Int | Nested) or act is None or not isinstance(act.grid, Int):
         return False
     weight = _stored(spec)
     if weight.group not in _WHOLE or act.grid.group not in _WHOLE:
@@ -54,6 +54,13 @@ def _stored(spec: LinearSpec) -> Int:
         return spec.weight.whole
     assert isinstance(spec.weight, Int)  # see _fits
     return spec.weight
+
+
+def _inputs(spec: LinearSpec) -> Int:
+    """The integers that inputs become."""
+    assert spec.act is not None
+    assert isinstance(spec.act.grid, Int)  # see _fits
+    return spec.act.grid
 
 
 def _centre(codes: Tensor, fmt: Int) -> Tensor:
@@ -99,7 +106,7 @@ def _activation_codes(x: Tensor, scale: Tensor, zero: Tensor | None, act: Int, w
 
 def _prepare(spec: LinearSpec, shape: Shape, weight: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Row sums of the weight codes, needed when activations have zero points."""
-    if spec.act is None or spec.act.grid.symmetric:
+    if spec.act is None or _inputs(spec).symmetric:
         return {}
     return {"sums": _weight_codes(spec, shape, weight).sum(dim=1, dtype=torch.int32)}  # (N,)
 
@@ -119,13 +126,12 @@ def _rows_of(t: Tensor, x: Tensor) -> Tensor:
 
 def _block(x: Tensor, sx: Tensor | None, zx: Tensor | None, codes: Tensor, call: Inputs) -> Tensor:
     """Some rows x (M, K) with their scales, if static; (M, N) float32."""
-    wf, act = _stored(call.spec), call.spec.act
-    assert act is not None
+    wf, af = _stored(call.spec), _inputs(call.spec)
     x = x.float()
     if sx is None:
-        sx, zx = dynamic_grid(x, act.grid)  # (M, 1)
-    a = _activation_codes(x, sx, zx, act.grid, wf)  # (M, K) int8
-    za = None if zx is None else zx.to(torch.int32) - _offset(act.grid)
+        sx, zx = dynamic_grid(x, af)  # (M, 1)
+    a = _activation_codes(x, sx, zx, af, wf)  # (M, K) int8
+    za = None if zx is None else zx.to(torch.int32) - _offset(af)
     acc = _matmul(a, codes)  # (M, N) int32
     if za is not None:
         acc -= za * call.prepared["sums"]
@@ -139,14 +145,14 @@ def _block(x: Tensor, sx: Tensor | None, zx: Tensor | None, codes: Tensor, call:
 
 def _run(call: Inputs) -> Tensor:
     n, k = call.shape
-    act = call.spec.act
-    assert act is not None
+    af = _inputs(call.spec)
     x = call.x.reshape(-1, k)  # (M, K)
     sx = zx = None
-    if call.scale is not None:
-        sx, zx = _rows_of(call.scale, call.x), None if call.zero is None else _rows_of(call.zero, call.x)
-    elif act.grid.group == PER_TENSOR:
-        sx, zx = dynamic_grid(x, act.grid)
+    if call.table is not None:
+        found = {name: _rows_of(t, call.x) for name, t in call.table.items()}
+        sx, zx = found["scale"], found.get("zero")
+    elif af.group == PER_TENSOR:
+        sx, zx = dynamic_grid(x, af)
     codes = _weight_codes(call.spec, call.shape, call.weight)  # (N, K)
     rows, step = len(x), max(_BLOCK, _ELEMENTS // max(n, k))
     if rows <= step or x.is_cuda or torch.compiler.is_compiling():

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dither.kernels.table import Inputs, Kernel, Shape
-from dither.numerics import decode, dynamic_grid, fake_quantize
+from dither.numerics import act_quantize, decode, dynamic_table
 from dither.spec import Int, LinearSpec, Nested
 
 __all__ = ["DEQUANTIZE", "REFERENCE", "quantized_input"]
@@ -25,8 +25,7 @@ def quantized_input(call: Inputs) -> Tensor:
     if call.spec.act is None:
         return x
     grid = call.spec.act.grid
-    scale, zero = (call.scale, call.zero) if call.scale is not None else dynamic_grid(x, grid)
-    return fake_quantize(x, grid, scale, zero)
+    return act_quantize(x, grid, dynamic_table(x, grid) if call.table is None else call.table)
 
 
 def _run(call: Inputs) -> Tensor:

@@ -30,8 +30,8 @@ class Inputs:
         spec: of the linear.
         shape: (N, K).
         weight: stored tensors of the weight format.
-        scale: static activation scales that broadcast against (..., G), or None when dynamic or full precision.
-        zero: their zero points, or None.
+        table: static activation ranges by name, see ``numerics.acts``, that broadcast against (..., G); None when dynamic or
+            in full precision.
         bias: (N,) or None.
         prepared: what ``Kernel.prepare`` made of the stored tensors.
     """
@@ -40,8 +40,7 @@ class Inputs:
     spec: LinearSpec
     shape: Shape
     weight: Mapping[str, Tensor]
-    scale: Tensor | None
-    zero: Tensor | None
+    table: Mapping[str, Tensor] | None
     bias: Tensor | None
     prepared: Mapping[str, Tensor]
 
@@ -83,5 +82,5 @@ def named(name: str) -> Kernel:
 
 
 def is_simulated(spec: LinearSpec, kernel: Kernel) -> bool:
-    """Whether quantized activations are only imitated in floating point; what reads a quantized output always is."""
-    return spec.out is not None or (spec.act is not None and not kernel.real)
+    """Whether quantized activations are only imitated in floating point."""
+    return spec.act is not None and not kernel.real

@@ -92,15 +92,12 @@ class Layer:
         kind: what it is for.
         keep: why it stays in full precision by default, or empty.
         block: name of the block it belongs to, or empty.
-        head: width of an attention head, if attention reads this linear's output as it is: q, k or v with no norm and no
-            rotary embedding in between. Else 0.
     """
 
     name: str
     kind: Kind
     keep: str = ""
     block: str = ""
-    head: int = 0
 
 
 @dataclass(frozen=True)

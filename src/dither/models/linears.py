@@ -19,7 +19,6 @@ Rule: TypeAlias = tuple[str, Kind, str]
 """Regular expression of a linear's whole name, what such a linear is for, and why it stays in full precision, if so."""
 
 UNKNOWN = "not a part of this model family"
-READ_BY_ATTENTION: tuple[Kind, ...] = ("qkv", "cross_q", "cross_kv")
 
 
 def linears_of(module: nn.Module) -> dict[str, nn.Linear]:
@@ -52,17 +51,16 @@ def stack_of(model: nn.Module, name: str) -> list[str]:
     return [f"{name}.{i}" for i in range(len(stack))]
 
 
-def layer_by_rule(name: str, rules: Sequence[Rule], block: str, head: int = 0) -> Layer:
+def layer_by_rule(name: str, rules: Sequence[Rule], block: str) -> Layer:
     """The layer of this name by the first rule that fits.
 
     Args:
         name: of the layer.
         rules: of its family.
         block: expression of a block's name.
-        head: width of a head, in families where attention reads the outputs of q, k and v as they are.
     """
     inside = re.match(rf"({block})\.", name)
     for pattern, kind, keep in rules:
         if re.fullmatch(pattern, name):
-            return Layer(name, kind, keep, inside.group(1) if inside else "", head if kind in READ_BY_ATTENTION else 0)
+            return Layer(name, kind, keep, inside.group(1) if inside else "")
     return Layer(name, "other", UNKNOWN, inside.group(1) if inside else "")

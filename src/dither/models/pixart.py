@@ -56,8 +56,7 @@ class PixArt:
 
     def layers(self, model: nn.Module) -> Sequence[Layer]:
         """Every linear in order of registration: the blocks, then what surrounds them."""
-        head = int(cast(Any, model).config.attention_head_dim)
-        return [layer_by_rule(name, RULES, BLOCK, head) for name in linears_of(model)]
+        return [layer_by_rule(name, RULES, BLOCK) for name in linears_of(model)]
 
     def blocks(self, model: nn.Module) -> Sequence[str]:
         """``transformer_blocks.0`` and on."""

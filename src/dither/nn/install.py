@@ -5,6 +5,8 @@ from torch import Tensor, nn
 
 from dither.clock import Clock, Read, start_clock
 from dither.errors import BadCheckpoint
+from dither.nn.activation import QActivation
+from dither.nn.attention import QAttention, widths_of
 from dither.nn.linear import QLinear
 from dither.nn.timed import TimedLinear, ViewedLinear
 from dither.spec import Plan, Spec, Timed, Views
@@ -52,10 +54,15 @@ def install(
         if not isinstance(linear, nn.Linear):
             raise BadCheckpoint(f"the plan names layer '{name}', which the model does not have as a linear")
         replace(model, name, build(spec, linear, clock, device, dtype))
+    for name, attention in plan.attention.items():
+        module = modules.get(name)
+        if module is None:
+            raise BadCheckpoint(f"the plan names attention '{name}', which the model does not have")
+        QAttention(attention, widths_of(module), clock, device).attach(module)
     return clock
 
 
 def packed_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """``QLinear.packed`` of every layer, under the names of ``model.state_dict()``."""
-    layers = ((name, m) for name, m in model.named_modules() if isinstance(m, QLinear))
+    """``packed`` of every layer and every quantized activation, under the names of ``model.state_dict()``."""
+    layers = ((name, m) for name, m in model.named_modules() if isinstance(m, QLinear | QActivation))
     return {f"{name}.{key}": tensor for name, layer in layers for key, tensor in layer.packed().items()}

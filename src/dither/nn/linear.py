@@ -1,6 +1,6 @@
 """``QLinear``: a linear under a ``LinearSpec``, as plain buffers.
 
-    y = out(decode(weight) . act(rotate(pre_scale * x)) + bias)        (+ a low-rank branch, before out)
+    y = decode(weight) . act(rotate(pre_scale * x)) + bias        (+ a low-rank branch)
 
 Which kernel computes it is chosen from the spec, the shape and the device; the buffers are the same for all. It is an
 ``nn.Linear`` by ancestry, so that LoRA adapters attach, but its weight is packed and cannot be written: see
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from dither.clock import Clock
 from dither.errors import BadCheckpoint, BadFormat
 from dither.kernels import Inputs, Kernel, choose, is_simulated
-from dither.kernels.gradient import quantize_output, run
-from dither.numerics import decode, groups, layout, rotate, unrotate
+from dither.kernels.gradient import run
+from dither.numerics import decode, layout, rotate, table_layout, unrotate
 from dither.packed import PackedWeight
 from dither.spec import Format, LinearSpec
 
@@ -39,11 +39,7 @@ def tensor_layout(spec: LinearSpec, shape: tuple[int, int], dtype: torch.dtype =
     n, k = shape
     out = _stored("weight", spec.weight, shape, dtype)
     if spec.act is not None:
-        count = groups(k, spec.act.grid.group)  # a dynamic grid stores nothing, but its groups must divide too
-        if spec.act.static:
-            out["act_scale"] = ((spec.act.rows, count), torch.float32)
-        if spec.act.static and not spec.act.grid.symmetric:
-            out["act_zero"] = ((spec.act.rows, count), torch.uint8)
+        out |= {f"act_{name}": entry for name, entry in table_layout(spec.act, k).items()}
     if spec.pre_scale:
         out["pre_scale"] = ((spec.pre_scale, k), torch.float32)
     if spec.rotation is not None:
@@ -51,8 +47,6 @@ def tensor_layout(spec: LinearSpec, shape: tuple[int, int], dtype: torch.dtype =
     if spec.lowrank is not None:
         out |= _stored("lowrank_a", spec.lowrank.weight, (spec.lowrank.rank, k), dtype)
         out |= _stored("lowrank_b", spec.lowrank.weight, (n, spec.lowrank.rank), dtype)
-    if spec.out is not None and spec.out.grid.group > 0 and n % spec.out.grid.group:
-        raise BadFormat(f"output group size {spec.out.grid.group} does not divide the {n} output channels")
     return out
 
 
@@ -117,7 +111,7 @@ class QLinear(nn.Linear):
 
     @property
     def simulated(self) -> bool:
-        """Whether activation quantization, of the input or the output, is imitated in floating point here."""
+        """Whether activation quantization is imitated in floating point here."""
         return is_simulated(self.spec, self.kernel)
 
     def way(self, spec: LinearSpec) -> Way:
@@ -173,7 +167,7 @@ class QLinear(nn.Linear):
         return w * self.get_buffer("pre_scale")[:1] if self.spec.pre_scale else w
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., K) to (..., N), in the dtype of x. Gradients pass straight through the quantization of x and of y."""
+        """(..., K) to (..., N), in the dtype of x. Gradients pass straight through the quantization of x."""
         return self.compute(x, self.bias)
 
     def compute(self, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -224,18 +218,17 @@ class QLinear(nn.Linear):
     def multiply(self, x: Tensor, bias: Tensor | None, way: Way) -> Tensor:
         """What is left of ``compute`` after ``transform``, in one of the layer's ways."""
         spec, kernel, stored = way.spec, self.kernel_of(way), self.stored()
-        scale = zero = None
+        table = None
         if spec.act is not None and spec.act.static:
-            scale = self.clock.pick(self.get_buffer("act_scale"), x)
-            zero = None if spec.act.grid.symmetric else self.clock.pick(self.get_buffer("act_zero"), x)
+            table = {name: self.clock.pick(t, x) for name, t in self.stored("act").items()}
         if way.prepared is None:
             way.prepared = kernel.prepare(spec, self.shape, stored)
-        y = run(kernel, Inputs(x, spec, self.shape, stored, scale, zero, bias, way.prepared))
+        y = run(kernel, Inputs(x, spec, self.shape, stored, table, bias, way.prepared))
         if (low := spec.lowrank) is not None:
             a = self._matrix("lowrank_a", low.weight, (low.rank, self.in_features)).to(x.dtype)
             b = self._matrix("lowrank_b", low.weight, (self.out_features, low.rank)).to(x.dtype)
             y = y + (x @ a.T) @ b.T
-        return y if spec.out is None else quantize_output(y, spec.out)
+        return y
 
     def _forget(self) -> None:
         """What was made of tensors that are no longer there."""
@@ -271,5 +264,4 @@ class QLinear(nn.Linear):
         parts = [f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"]
         parts += [f"weight={self.spec.weight or 'full precision'}, act={act}"]
         parts += [name for name in ("pre_scale", "rotation", "lowrank") if getattr(self.spec, name)]
-        parts += [] if self.spec.out is None else [f"out={self.spec.out}"]
         return ", ".join(parts)

@@ -1,9 +1,20 @@
 """What each format means: encode, decode, pack; and the Hadamard rotations that weights and inputs share.
 
-``formats`` is the entrance for anything that stores or loads a weight. Kernels and stages that need the arithmetic of
-one format (codes, grids, indices) take it from ``integer``, ``nested`` and ``codebook``.
+``formats`` is the entrance for anything that stores or loads a weight, ``acts`` for whatever rounds an activation. Kernels
+and stages that need the arithmetic of one format (codes, grids, indices) take it from ``integer``, ``nested`` and
+``codebook``.
 """
 
+from dither.numerics.acts import (
+    Table,
+    act_codes,
+    act_quantize,
+    act_values,
+    dynamic_table,
+    range_table,
+    table_fault,
+    table_layout,
+)
 from dither.numerics.codebook import assign, decode_codebook, encode_codebook, fit_codebook, unpack_indices
 from dither.numerics.formats import Layout, decode, encode, layout, stored_bits, validate
 from dither.numerics.hadamard import (
@@ -32,9 +43,14 @@ from dither.numerics.integer import (
 )
 from dither.numerics.nested import decode_nested, encode_nested, high_bits
 from dither.numerics.pack import pack, packed_width, unpack
+from dither.numerics.regions import split_table
 
 __all__ = [
     "Layout",
+    "Table",
+    "act_codes",
+    "act_quantize",
+    "act_values",
     "assign",
     "code_bounds",
     "decode",
@@ -42,6 +58,7 @@ __all__ = [
     "decode_int",
     "decode_nested",
     "dynamic_grid",
+    "dynamic_table",
     "encode",
     "encode_codebook",
     "encode_int",
@@ -63,8 +80,12 @@ __all__ = [
     "pack_int",
     "packed_width",
     "random_signs",
+    "range_table",
     "rotate",
+    "split_table",
     "stored_bits",
+    "table_fault",
+    "table_layout",
     "to_codes",
     "unpack",
     "unpack_indices",

@@ -19,7 +19,7 @@ from torch import Tensor
 from dither.errors import BadCheckpoint, BadFormat
 from dither.numerics.checks import require_matrix
 from dither.numerics.codebook import codebook_layout, decode_codebook, encode_codebook, unpack_indices
-from dither.numerics.integer import decode_int, encode_int, int_layout
+from dither.numerics.integer import decode_int, encode_int, int_fault, int_layout, scale_fault
 from dither.numerics.nested import decode_nested, encode_nested, nested_layout
 from dither.spec import Codebook, Format, Int, Nested
 
@@ -104,22 +104,12 @@ def _words(shape: Sequence[int], dtype: torch.dtype) -> str:
     return f"{str(dtype).removeprefix('torch.')} {tuple(shape)}"
 
 
-def _scale_fault(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
-    scale = tensors["scale"]
-    if not bool(torch.isfinite(scale).all()) or bool((scale < 0).any()):
-        return "scale", "holds values that are negative, infinite or NaN"
-    return None
-
-
 def _int_fault(tensors: Mapping[str, Tensor], fmt: Int, shape: Sequence[int]) -> tuple[str, str] | None:
-    most = (1 << fmt.bits) - 1
-    if "zero" in tensors and int(tensors["zero"].max()) > most:
-        return "zero", f"holds zero points above {most}"
-    return _scale_fault(tensors)
+    return int_fault(tensors, fmt)
 
 
 def _nested_fault(tensors: Mapping[str, Tensor], fmt: Nested, shape: Sequence[int]) -> tuple[str, str] | None:
-    return _int_fault(tensors, fmt.whole, shape)
+    return int_fault(tensors, fmt.whole)
 
 
 def _codebook_fault(tensors: Mapping[str, Tensor], fmt: Codebook, shape: Sequence[int]) -> tuple[str, str] | None:
@@ -128,7 +118,7 @@ def _codebook_fault(tensors: Mapping[str, Tensor], fmt: Codebook, shape: Sequenc
     _, count = require_matrix(shape)
     if int(unpack_indices(tensors, fmt, count).max()) >= fmt.size:
         return "codes", f"names codewords beyond the {fmt.size} there are"
-    return _scale_fault(tensors) if fmt.row_scale else None
+    return scale_fault(tensors) if fmt.row_scale else None
 
 
 _TABLE: dict[type[Any], FormatOps] = {

@@ -15,6 +15,7 @@ broadcasts to (..., G) is accepted.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -22,25 +23,31 @@ from torch import Tensor
 from dither.errors import BadFormat
 from dither.numerics.checks import require_finite, require_matrix
 from dither.numerics.pack import pack, packed_width, unpack
-from dither.spec import PER_TENSOR, Int
+from dither.spec import PER_TENSOR, Grid, Int
 
 __all__ = [
     "code_bounds",
     "decode_int",
+    "divisor",
     "dynamic_grid",
     "encode_int",
     "fake_quantize",
     "fitting",
+    "flush",
     "from_codes",
     "grid",
     "grouped",
     "groups",
+    "int_fault",
     "int_layout",
     "int_range",
     "pack_int",
+    "scale_fault",
     "to_codes",
     "unpack_int",
 ]
+
+AnyGrid = TypeVar("AnyGrid", bound=Grid)
 
 _TINY = torch.finfo(torch.float32).tiny
 _HUGE = torch.finfo(torch.float32).max
@@ -62,8 +69,8 @@ def groups(count: int, group: int) -> int:
     return count // group
 
 
-def fitting(fmt: Int, count: int) -> Int:
-    """The format with the largest group size, no larger than its own, that divides ``count`` channels."""
+def fitting(fmt: AnyGrid, count: int) -> AnyGrid:
+    """The format or grid with the largest group size, no larger than its own, that divides ``count`` channels."""
     return replace(fmt, group=next(g for g in range(fmt.group, 0, -1) if count % g == 0)) if fmt.group > 0 else fmt
 
 
@@ -90,10 +97,10 @@ def grid(lo: Tensor, hi: Tensor, fmt: Int) -> tuple[Tensor, Tensor | None]:
     """
     lo, hi = lo.float().clamp(max=0.0), hi.float().clamp(min=0.0)
     if fmt.symmetric:
-        return _flush(torch.maximum(-lo, hi) / max((1 << fmt.bits - 1) - 1, 1)), None
+        return flush(torch.maximum(-lo, hi) / max((1 << fmt.bits - 1) - 1, 1)), None
     most = (1 << fmt.bits) - 1
-    scale = _flush((hi - lo).clamp(max=_HUGE) / most)
-    zero = torch.round(-lo / _divisor(scale)).clamp(0, most)
+    scale = flush((hi - lo).clamp(max=_HUGE) / most)
+    zero = torch.round(-lo / divisor(scale)).clamp(0, most)
     return scale, zero.to(torch.uint8)
 
 
@@ -109,7 +116,7 @@ def dynamic_grid(x: Tensor, fmt: Int) -> tuple[Tensor, Tensor | None]:
             mean = size.mean(dtype=torch.float64).reshape((1,) * x.ndim)
         else:
             mean = size.mean(-1, dtype=torch.float64)
-        return _flush(mean.float()), None
+        return flush(mean.float()), None
     return grid(*int_range(x, fmt), fmt)
 
 
@@ -142,6 +149,22 @@ def int_layout(fmt: Int, shape: Sequence[int]) -> dict[str, tuple[tuple[int, ...
         "scale": (table, torch.float32),
     }
     return out if fmt.symmetric else {**out, "zero": (table, torch.uint8)}
+
+
+def int_fault(tensors: Mapping[str, Tensor], fmt: Int) -> tuple[str, str] | None:
+    """What is wrong with a stored scale or zero point: (tensor, words), or None."""
+    most = (1 << fmt.bits) - 1
+    if "zero" in tensors and int(tensors["zero"].max()) > most:
+        return "zero", f"holds zero points above {most}"
+    return scale_fault(tensors)
+
+
+def scale_fault(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
+    """What is wrong with a stored ``scale``: (its name, words), or None."""
+    scale = tensors["scale"]
+    if not bool(torch.isfinite(scale).all()) or bool((scale < 0).any()):
+        return "scale", "holds values that are negative, infinite or NaN"
+    return None
 
 
 def pack_int(codes: Tensor, scale: Tensor, zero: Tensor | None, fmt: Int) -> dict[str, Tensor]:
@@ -183,12 +206,12 @@ def _signed(fmt: Int) -> bool:
     return fmt.symmetric and fmt.bits > 1
 
 
-def _flush(scale: Tensor) -> Tensor:
+def flush(scale: Tensor) -> Tensor:
     """Scales below the smallest normal number become 0: their reciprocal overflows, and some devices flush them."""
     return torch.where(scale < _TINY, 0.0, scale)
 
 
-def _divisor(scale: Tensor) -> Tensor:
+def divisor(scale: Tensor) -> Tensor:
     """What to divide by: x / inf is exactly 0, so a scale of 0 gives the code of 0 and never NaN."""
     return torch.where(scale == 0, torch.inf, scale)
 
@@ -201,7 +224,7 @@ def _need(zero: Tensor | None, fmt: Int) -> Tensor:
 
 def _nearest(x: Tensor, scale: Tensor, zero: Tensor | None, fmt: Int) -> Tensor:
     """Codes as float32 (..., G, g), a tensor of its own: in place, as page faults of new ones cost more than arithmetic."""
-    q = (grouped(x.float(), fmt.group) / _divisor(scale.float()).unsqueeze(-1)).round_()
+    q = (grouped(x.float(), fmt.group) / divisor(scale.float()).unsqueeze(-1)).round_()
     if not fmt.symmetric:
         q.add_(_need(zero, fmt).float().unsqueeze(-1))
     return q.clamp_(*code_bounds(fmt))

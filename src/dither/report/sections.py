@@ -101,30 +101,31 @@ def plan(result: Results) -> Plan | None:
 
 def _kept(row: Mapping[str, Any]) -> bool:
     """Whether nothing of a layer is quantized."""
-    return all(text(row, side) is None for side in ("weight", "act", "out"))
+    return all(text(row, side) is None for side in ("weight", "act"))
 
 
 def _format(row: Mapping[str, Any]) -> str:
     if _kept(row):
         return "full precision"
+    if text(row, "kind") == "attention":
+        return f"attention, {text(row, 'act')}"
     weight, act = (
         f"{format_said(row, side) or 'full-precision'} {what}{' by noise level' if widths_said(row, side) else ''}"
         for side, what in (("weight", "weights"), ("act", "activations"))
     )
-    out = text(row, "out")
-    return f"{weight}, {act}" + (f", {out} outputs" if out else "")
+    return f"{weight}, {act}"
 
 
 def _plan_row(row: Mapping[str, Any]) -> Row:
     shape = numbers(row, "shape")
     bits, weight, kernel = number(row, "bits_per_weight"), text(row, "weight"), text(row, "kernel")
-    name, act, out = text(row, "name"), text(row, "act"), text(row, "out")
+    name, act = text(row, "name"), text(row, "act")
     cells = [
         Cell(name or DASH, sort=name, kind="code"),
         Cell.of_text(text(row, "kind")),
         Cell.of_number(weights_in(row) if shape else None, " × ".join(f"{side:.0f}" for side in shape) or DASH),
         _format_cell(row, "weight", weight or "full precision"),
-        _format_cell(row, "act", f"{act or 'full precision'}, output {out}" if out else act),
+        _format_cell(row, "act", act),
         Cell(kernel or DASH, sort=kernel, mark="simulated" if row.get("simulated") is True else ""),
         Cell.of_number(bits, decimals(bits, 2)),
     ]

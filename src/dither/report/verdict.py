@@ -135,7 +135,7 @@ def cautions(entry: Entry) -> list[Caution]:
         found.append(
             Caution(
                 "Simulated",
-                f"{simulated:.0f}{of} quantized layers, or what reads their quantized outputs, compute in full precision."
+                f"{simulated:.0f}{of} quantized layers compute in full precision."
                 " Sizes and pictures are true; speed and memory are not claimed.",
             )
         )

@@ -1,6 +1,7 @@
 """What a quantized model is, as plain data: formats, layer specs, the plan, the recipe that found it. No torch here.
 
-A *format* says how numbers are stored (``Int``, ``Nested``, ``Codebook``). A ``LinearSpec`` says what one linear computes:
+A *format* says how a weight is stored (``Int``, ``Nested``, ``Codebook``), a *grid* how an activation is rounded (``Int``,
+``TwoRegion``, ``Log2``). A ``LinearSpec`` says what one linear computes, an ``AttentionSpec`` what attention's products read:
 
     y = decode(weight) . act( rotate( pre_scale * x ) ) + bias            # x (..., K), y (..., N)
 
@@ -9,8 +10,8 @@ how the plan was found: provenance only. Everything here is frozen, compares by 
 exactly, through closed tags (``{"kind": "int", ...}``): no import path, no evaluation.
 """
 
-from dither.spec.formats import PER_ROW, PER_TENSOR, Act, Codebook, Format, Int, Nested
-from dither.spec.plan import LinearSpec, LowRank, Plan, Rotation, Spec, Timed, View, Views
+from dither.spec.formats import PER_ROW, PER_TENSOR, Act, Codebook, Format, Grid, Int, Log2, Nested, TwoRegion
+from dither.spec.plan import AttentionSpec, LinearSpec, LowRank, Plan, Rotation, Spec, Timed, View, Views
 from dither.spec.recipe import Bits, Recipe
 from dither.spec.tagged import fits, from_json, to_json
 
@@ -18,11 +19,14 @@ __all__ = [
     "PER_ROW",
     "PER_TENSOR",
     "Act",
+    "AttentionSpec",
     "Bits",
     "Codebook",
     "Format",
+    "Grid",
     "Int",
     "LinearSpec",
+    "Log2",
     "LowRank",
     "Nested",
     "Plan",
@@ -30,6 +34,7 @@ __all__ = [
     "Rotation",
     "Spec",
     "Timed",
+    "TwoRegion",
     "View",
     "Views",
     "fits",

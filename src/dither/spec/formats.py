@@ -1,11 +1,11 @@
-"""How numbers are stored: formats of weights, and how an input is quantized."""
+"""How numbers are stored: formats of weights, and how an activation is quantized."""
 
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
 from dither.errors import BadFormat
 
-__all__ = ["PER_ROW", "PER_TENSOR", "Act", "Codebook", "Format", "Int", "Nested"]
+__all__ = ["PER_ROW", "PER_TENSOR", "Act", "Codebook", "Format", "Grid", "Int", "Log2", "Nested", "TwoRegion"]
 
 PER_ROW = 0
 """Group value: one scale for each row (an output channel of a weight, a token of an activation)."""
@@ -99,13 +99,74 @@ class Nested:
         return f"{self.bits} of {self.whole}"
 
 
+@dataclass(frozen=True)
+class TwoRegion:
+    """Two regions of steps of their own (TQ-DiT's MRQ, arXiv 2502.04056; PTQ4ViT, 2111.12293): values that crowd near zero.
+
+    One bit of a code says the region, b - 1 bits the value; with ``Q = 2^(b-1)`` and steps s (lower) and u (upper):
+
+        signed       [-Q s, 0) and [0, (Q - 1) u]               after GELU: the region is the sign
+        unsigned     [0, (Q - 1) s] and ((Q - 1) s, (Q - 1) u]  after softmax: small and large probabilities
+
+    The regions share no value, where those of both releases overlap and bias everything.
+
+    Args:
+        bits: width of a code, the region's included.
+        signed: negative and positive values; otherwise small and large ones, none of them negative.
+        shift: the upper step is the lower one times a power of two, so that two partial sums of codes merge by a shift.
+        group: how many neighbours along the channels share both steps; ``PER_ROW`` or ``PER_TENSOR``.
+    """
+
+    kind: ClassVar[str] = "two-region"
+    bits: int
+    signed: bool = False
+    shift: bool = False
+    group: int = PER_ROW
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise BadFormat(f"two regions in {self.bits} bits: the width must be 2 to 8")
+        if self.signed and self.shift:
+            raise BadFormat("two-region: negative and positive values have no power of two between their steps")
+        if self.group < PER_TENSOR:
+            raise BadFormat(f"group size {self.group}: must be positive, {PER_ROW} or {PER_TENSOR}")
+
+    def __str__(self) -> str:
+        return f"two-region{self.bits} {'signed' if self.signed else 'shift' if self.shift else 'unsigned'}"
+
+
+@dataclass(frozen=True)
+class Log2:
+    """Powers of two below a top: ``x' = s 2^-q``, q in [0, 2^b - 2]; the last code is 0 (RepQ-ViT, TCAQ-DM: softmax).
+
+    Args:
+        bits: width of a code.
+        group: how many neighbours along the channels share a top; ``PER_ROW`` or ``PER_TENSOR``.
+    """
+
+    kind: ClassVar[str] = "log2"
+    bits: int
+    group: int = PER_ROW
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 8:
+            raise BadFormat(f"log2 format of {self.bits} bits: the width must be 1 to 8")
+        if self.group < PER_TENSOR:
+            raise BadFormat(f"group size {self.group}: must be positive, {PER_ROW} or {PER_TENSOR}")
+
+    def __str__(self) -> str:
+        return f"log2-{self.bits}"
+
+
 Format: TypeAlias = Int | Nested | Codebook
-"""How a weight or an activation is stored. A new format is one class here and one file in ``numerics``."""
+"""How a weight is stored. A new format is one class here and one file in ``numerics``."""
+Grid: TypeAlias = Int | TwoRegion | Log2
+"""The codes of an activation. A new one is one class here, one file in ``numerics`` and one line in ``numerics.acts``."""
 
 
 @dataclass(frozen=True)
 class Act:
-    """How a linear's input or output is quantized. ``grid.group`` runs along the channels: per token, token group or tensor.
+    """How an activation is quantized. ``grid.group`` runs along the channels: per token, token group or tensor.
 
     Args:
         grid: the format of the codes.
@@ -114,9 +175,13 @@ class Act:
     """
 
     kind: ClassVar[str] = "act"
-    grid: Int
+    grid: Grid
     static: bool = False
     rows: int = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.grid, TwoRegion) and not self.grid.signed and not self.static:
+            raise BadFormat(f"{self.grid} ranges must be static: where the regions meet is searched in calibration")
 
     def __str__(self) -> str:
         grain = {PER_ROW: "per token", PER_TENSOR: "per tensor"}.get(
@@ -125,4 +190,6 @@ class Act:
         if self.static:
             grain = {PER_ROW: "per tensor", PER_TENSOR: "per tensor"}.get(self.grid.group, f"group {self.grid.group}")
         when = ("static" if self.rows == 1 else f"static x{self.rows}") if self.static else "dynamic"
-        return f"int{self.grid.bits} {'sym' if self.grid.symmetric else 'asym'} {grain} {when}"
+        if isinstance(self.grid, Int):
+            return f"int{self.grid.bits} {'sym' if self.grid.symmetric else 'asym'} {grain} {when}"
+        return f"{self.grid} {grain} {when}"

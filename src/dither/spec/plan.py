@@ -7,7 +7,7 @@ from typing import ClassVar, TypeAlias
 from dither.errors import BadFormat
 from dither.spec.formats import Act, Format, Int, Nested
 
-__all__ = ["LinearSpec", "LowRank", "Plan", "Rotation", "Spec", "Timed", "View", "Views"]
+__all__ = ["AttentionSpec", "LinearSpec", "LowRank", "Plan", "Rotation", "Spec", "Timed", "View", "Views"]
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,6 @@ class LinearSpec:
         pre_scale: rows of the table of online channel scales (0: none; 1; or one for each clock row).
         rotation: rotation of the input after the scale; the stored weight is already rotated to match.
         lowrank: a low-rank branch added to the output.
-        out: how the output (..., N) is quantized for what reads it; groups run along its channels. Ranges are found anew
-            for each output.
     """
 
     kind: ClassVar[str] = "linear"
@@ -58,11 +56,6 @@ class LinearSpec:
     pre_scale: int = 0
     rotation: Rotation | None = None
     lowrank: LowRank | None = None
-    out: Act | None = None
-
-    def __post_init__(self) -> None:
-        if self.out is not None and (self.out.static or self.out.rows != 1):
-            raise BadFormat(f"output quantized as {self.out}: only dynamic ranges are supported, which have no table")
 
 
 @dataclass(frozen=True)
@@ -142,6 +135,34 @@ Spec: TypeAlias = LinearSpec | Timed | Views
 
 
 @dataclass(frozen=True)
+class AttentionSpec:
+    """One attention whose two products have quantized factors: ``A = softmax(q k^T / sqrt(d))``, ``y = A v``.
+
+    ``None`` is full precision. Ranges of q, k and v run along the channels of all heads, side by side: a group as wide as a
+    head gives each head its own. Those of A run along the keys.
+
+    Args:
+        q, k, v: what the products read, after norms and rotary embeddings.
+        probs: A, the output of the softmax.
+    """
+
+    kind: ClassVar[str] = "attention"
+    q: Act | None = None
+    k: Act | None = None
+    v: Act | None = None
+    probs: Act | None = None
+
+    def __post_init__(self) -> None:
+        if self.probs is not None and self.probs.grid.group > 0:
+            raise BadFormat(f"probabilities quantized as {self.probs}: their ranges are per row or per tensor")
+
+    @property
+    def parts(self) -> dict[str, Act | None]:
+        """By name: q, k, v, probs."""
+        return {"q": self.q, "k": self.k, "v": self.v, "probs": self.probs}
+
+
+@dataclass(frozen=True)
 class Plan:
     """What was done to a model, stored with its checkpoint.
 
@@ -149,12 +170,14 @@ class Plan:
         layers: layer name to spec.
         time_edges: inner edges of the time groups, ascending in (0, 1), in normalized noise level (1 is pure noise).
         branches: 1, or 2 when conditional and unconditional rows have tables of their own.
+        attention: attention module's name to spec.
     """
 
     kind: ClassVar[str] = "plan"
     layers: Mapping[str, Spec] = field(default_factory=dict)
     time_edges: tuple[float, ...] = ()
     branches: int = 1
+    attention: Mapping[str, AttentionSpec] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         edges = self.time_edges

@@ -7,13 +7,29 @@ from collections.abc import Mapping
 from typing import Any
 
 from dither.errors import BadCheckpoint
-from dither.spec.formats import Act, Codebook, Int, Nested
-from dither.spec.plan import LinearSpec, LowRank, Plan, Rotation, Timed, View, Views
+from dither.spec.formats import Act, Codebook, Int, Log2, Nested, TwoRegion
+from dither.spec.plan import AttentionSpec, LinearSpec, LowRank, Plan, Rotation, Timed, View, Views
 
 __all__ = ["fits", "from_json", "to_json"]
 
 _TAGGED: dict[str, type[Any]] = {
-    c.kind: c for c in (Int, Nested, Codebook, Act, Rotation, LowRank, LinearSpec, Timed, View, Views, Plan)
+    c.kind: c
+    for c in (
+        Int,
+        Nested,
+        Codebook,
+        TwoRegion,
+        Log2,
+        Act,
+        Rotation,
+        LowRank,
+        LinearSpec,
+        Timed,
+        View,
+        Views,
+        AttentionSpec,
+        Plan,
+    )
 }
 
 

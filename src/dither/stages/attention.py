@@ -1,17 +1,20 @@
-"""ALLOCATE: quantize what attention reads (Q-DiT, arXiv 2406.17343): q, k and v, each token of each head by itself.
+"""ALLOCATE: quantize what attention's two products read: q, k, v, and the output of the softmax.
 
-    q' = s round(q / s),    s (and a zero point) from the range of the head's d channels at this token; the same for k and v
+    A = probs( softmax( q(Q) k(K)^T / sqrt(d) ) )        Y = A v(V)
 
-Ranges are found as the model runs, for heads of any width. Attention's products themselves stay in floating point, so such
-layers count as simulated. A layer is chosen only where its family says that attention reads its output as it is: where a norm
-or a rotary embedding stands in between, quantizing the output would be another method.
+Q-DiT (arXiv 2406.17343) finds ranges of q, k and v anew for each token of each head; TQ-DiT (2502.04056) and PTQ4DiT
+(2405.16005) store them, one for each head, and quantize A as well. After norms and rotary embeddings, in any family whose
+attention is computed by diffusers. The products themselves stay in floating point: see ``nn.attention``. Tables and dynamic
+ranges take effect in ``ranges``; stages before see exact products.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from dither.errors import BadRecipe
-from dither.spec import Act, Int, LinearSpec, Timed
+from dither.models.attentions import attentions_of
+from dither.nn import widths_of
+from dither.spec import Act, AttentionSpec, Int
 from dither.stages.base import Job, Phase
 from dither.stages.incoherence import named
 
@@ -20,12 +23,15 @@ __all__ = ["Attention"]
 
 @dataclass(frozen=True)
 class Attention:
-    """Quantizes the outputs of the linears that make q, k and v; their weights and inputs are left to other stages.
+    """Quantizes the factors of attention's products; what makes them is left to other stages.
 
     Args:
-        bits: width of a code; None quantizes nothing, for recipes where ``attention.bits=8`` switches it on.
-        symmetric: no zero points.
-        layers: regular expression; of the layers that attention reads, those whose name it finds. Empty: all.
+        bits: width of a code of q, k and v; None leaves them in full precision.
+        symmetric: their codes have no zero points.
+        probs: width of a code of A, whose codes have a zero point of 0; None leaves it in full precision.
+        static: ranges come from calibration: one for each head, and one for A. Otherwise each token of each head, and each
+            row of A, has its own.
+        layers: regular expression; of the attentions, those whose name it finds. Empty: all.
     """
 
     tag: ClassVar[str] = "attention"
@@ -33,31 +39,29 @@ class Attention:
     paper: ClassVar[str] = "2406.17343"
     bits: int | None = 8
     symmetric: bool = False
+    probs: int | None = None
+    static: bool = False
     layers: str = ""
 
     def run(self, job: Job) -> None:
-        """Promise an output format to every layer that is chosen."""
-        if self.bits is None:
+        """Promise a spec to every attention that is chosen."""
+        if self.bits is None and self.probs is None:
             return
-        if not 1 <= self.bits <= 8:
-            raise BadRecipe(f"attention.bits {self.bits}: the width must be 1 to 8")
-        found = named("attention.layers", self.layers, list(job.layers))
-        heads = {layer.name: layer.head for layer in job.layers.values() if layer.name in found and layer.head}
-        if not heads:
+        for field, width in (("bits", self.bits), ("probs", self.probs)):
+            if width is not None and not 1 <= width <= 8:
+                raise BadRecipe(f"attention.{field} {width}: the width must be 1 to 8")
+        every = {a.name: a for a in attentions_of(job.model)}
+        if not every:
             raise BadRecipe(
-                f"attention.layers '{self.layers}' finds no layer whose head width the model family "
-                f"'{job.adapter.family}' tells: q, k and v that attention reads as they are"
+                f"attention: {type(job.model).__name__} (family '{job.adapter.family}') has no attention of diffusers, whose "
+                "products could be quantized"
             )
-        for name, head in heads.items():
-            _promise(job, name, Act(Int(self.bits, self.symmetric, group=head)))
+        found = named("attention.layers", self.layers, list(every))
+        for name, heads in ((name, a.heads) for name, a in every.items() if name in found):
+            widths = widths_of(job.model.get_submodule(name))
+            q, k, v = (self._side(width // heads) for width in (widths.q, widths.k, widths.v))
+            probs = None if self.probs is None else Act(Int(self.probs, symmetric=False), self.static)
+            job.attend(name, AttentionSpec(q, k, v, probs))
 
-
-def _promise(job: Job, name: str, out: Act) -> None:
-    """Add the output's format to all that the layer is to become, also where that changes over time."""
-    varied = job.varied.get(name)
-    if varied is None:
-        job.promise(name, replace(job.specs.get(name, LinearSpec()), out=out))
-    elif isinstance(varied, Timed):
-        job.vary(name, replace(varied, variants=tuple(replace(v, out=out) for v in varied.variants)))
-    else:
-        job.vary(name, replace(varied, base=replace(varied.base, out=out)))
+    def _side(self, head: int) -> Act | None:
+        return None if self.bits is None else Act(Int(self.bits, self.symmetric, group=head), self.static)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dither.errors import BadRecipe
-from dither.numerics import decode, dynamic_grid, encode, fake_quantize, fitting, random_signs, rotate
+from dither.numerics import act_quantize, decode, dynamic_table, encode, fitting, random_signs, rotate
 from dither.spec import PER_ROW, PER_TENSOR, Act, Bits, Format, Int
 
 __all__ = ["Judge", "best_scale", "column_peaks", "judge_of", "share", "shares", "smoothing_scale"]
@@ -87,7 +87,7 @@ class Judge:
         if self.act is not None:
             one_range = self.act.static and self.act.grid.group == PER_ROW
             grid = replace(self.act.grid, group=PER_TENSOR) if one_range else self.act.grid
-            xs = fake_quantize(xs, grid, *dynamic_grid(xs, grid))
+            xs = act_quantize(xs, grid, dynamic_table(xs, grid))
         return float((F.linear(xs, ws) - F.linear(x, w)).square().sum())
 
 

@@ -13,7 +13,6 @@ transforms, and after ``commit`` the ``QLinear`` that will be saved.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
@@ -21,25 +20,26 @@ import torch
 from torch import Tensor, nn
 
 from dither.calibrate import BlockStep, Probe, observe, walk
-from dither.errors import BadRecipe, DitherError
+from dither.errors import BadRecipe
 from dither.models.base import Adapter, Call, Layer, linear_at
-from dither.nn import Clock, QLinear, TimedLinear, ViewedLinear
+from dither.nn import Clock, QAttention, QLinear, TimedLinear, ViewedLinear
 from dither.nn import replace as put
-from dither.spec import Act, Bits, Format, LinearSpec, LowRank, Plan, Rotation, Spec, Timed, Views
-from dither.stages.building import besides_weight, buffers_of, check_finished, check_fits, filled
-from dither.stages.needs import MEASURED, Store, Study, StudySettings, no_study
+from dither.spec import Act, AttentionSpec, Bits, Format, LinearSpec, LowRank, Plan, Rotation, Spec, Timed, Views
+from dither.stages.building import (
+    attended,
+    besides_weight,
+    buffers_of,
+    check_attended,
+    check_attention,
+    check_finished,
+    check_fits,
+    filled,
+)
+from dither.stages.needs import MEASURED, Store, Study, StudySettings, kept_or_made, no_study
 from dither.stages.nesting import rounded
+from dither.stages.phase import Phase
 
 __all__ = ["MEASURED", "Job", "Phase", "Stage", "Store", "Study", "StudySettings"]
-
-
-class Phase(IntEnum):
-    """When a stage runs."""
-
-    TRANSFORM = 0
-    ALLOCATE = 1
-    WEIGHT = 2
-    ACT = 3
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -61,7 +61,8 @@ class Job:
         study: makes what draws and judges pictures.
         grids: ranges of weights that a stage has found for the one that rounds: scale and zero point by layer.
         tables: static activation tables that a WEIGHT stage has found already, by layer: ``act_scale`` (R, G) and so on;
-            ``ranges`` takes them as they are.
+            ``ranges`` takes them as they are. Of an attention they are ``PART.NAME``, such as ``probs.scale``.
+        attention: what each attention is to become.
     """
 
     model: nn.Module
@@ -78,6 +79,7 @@ class Job:
     done: set[str] = field(default_factory=set)
     grids: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
     tables: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    attention: dict[str, AttentionSpec] = field(default_factory=dict)
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
     time_edges: tuple[float, ...] = ()
     branches: int = 1
@@ -201,7 +203,7 @@ class Job:
                 raise BadRecipe(f"layer '{name}' is rotated twice: one rotating stage must leave it out")
             spec, tensors["rotation_signs"] = replace(spec, rotation=rotation[0]), rotation[1]
         self.specs[name] = spec
-        self._install(name, replace(spec, weight=None, act=None, lowrank=None, out=None), tensors)
+        self._install(name, replace(spec, weight=None, act=None, lowrank=None), tensors)
 
     def split(self, name: str, lowrank: LowRank, tensors: Mapping[str, Tensor], rest: Tensor) -> None:
         """Give a layer a low-rank branch; its dense weight becomes what the branch leaves.
@@ -216,10 +218,10 @@ class Job:
         check_fits(self.model, name, spec)
         self.specs[name] = spec
         kept = {**besides_weight(linear_at(self.model, name)), **tensors, "weight_dense": rest}
-        self._install(name, replace(spec, weight=None, act=None, out=None), kept)
+        self._install(name, replace(spec, weight=None, act=None), kept)
 
-    def imitation(self, name: str, weight: Format | None, act: Act | None, out: Act | None = None) -> QLinear:
-        """A linear like this one, transforms included, with its weight rounded to a format, its input and output quantized.
+    def imitation(self, name: str, weight: Format | None, act: Act | None) -> QLinear:
+        """A linear like this one, transforms included, with its weight rounded to a format, its input quantized.
 
         It belongs to nothing: the model stays as it is. None leaves a side in full precision.
         """
@@ -228,7 +230,7 @@ class Job:
         if weight is not None:
             dense = rounded(dense.float(), weight).to(dense.dtype)
         have = self.specs.get(name, LinearSpec())
-        spec = LinearSpec(None, act, have.pre_scale, have.rotation, have.lowrank, out)
+        spec = LinearSpec(None, act, have.pre_scale, have.rotation, have.lowrank)
         return filled(name, old, spec, {"weight_dense": dense, **besides_weight(old)}, self.clock, old.bias)
 
     def note(self, name: str, facts: Mapping[str, Any]) -> None:
@@ -300,19 +302,7 @@ class Job:
 
     def _kept(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         """A layer's tensors (or a measurement) from the store, or made now and stored."""
-        kept = self.store.get(name) if self.store is not None else None
-        if kept is None:
-            kept = self._made(name, make)
-            if self.store is not None:
-                self.store.put(name, kept)
-        return kept
-
-    def _made(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-        """Errors in making a layer's tensors name the layer."""
-        try:
-            return make()
-        except DitherError as e:
-            raise type(e)(f"{'' if name.startswith(MEASURED) else 'layer '}'{name.removeprefix(MEASURED)}': {e}") from e
+        return kept_or_made(self.store, name, make)
 
     def activate(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Give a layer its static activation tables (``act_scale``, ``act_zero``) and switch its activations on."""
@@ -330,10 +320,23 @@ class Job:
         base = filled(name, old, views.base, {**besides_weight(old), **tensors}, self.clock, None)
         put(self.model, name, ViewedLinear(base, views, old.bias, self.clock).train(old.training))
 
+    def attend(self, name: str, spec: AttentionSpec) -> None:
+        """Say what an attention is to become; BadFormat names it if a group does not divide its channels."""
+        check_attention(self.model, name, spec)
+        self.attention[name] = spec
+
+    def rounded_attention(self, name: str, spec: AttentionSpec, tables: Mapping[str, Tensor]) -> QAttention:
+        """Let an attention compute its products under a spec from now on; under an empty one, only to be looked at.
+
+        ``tables`` are ``PART.NAME`` (R, G) of what is static.
+        """
+        return attended(self.model.get_submodule(name), spec, tables, self.clock)
+
     def finish(self) -> Plan:
         """The plan of what was done; raises BadRecipe if a layer was promised something that no stage did."""
         check_finished(self.model, self.specs, self.varied)
-        return Plan(self.promised, self.time_edges, self.branches)
+        check_attended(self.model, self.attention)
+        return Plan(self.promised, self.time_edges, self.branches, self.attention)
 
 
 class Stage(Protocol):

@@ -5,12 +5,31 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from dither.errors import BadFormat, BadRecipe
+from dither.errors import BadFormat, BadModel, BadRecipe
 from dither.models.base import linear_at
-from dither.nn import Clock, QLinear, TimedLinear, ViewedLinear, tensor_layout
-from dither.spec import LinearSpec, Timed, Views
+from dither.nn import (
+    Clock,
+    QAttention,
+    QLinear,
+    TimedLinear,
+    ViewedLinear,
+    attention_layout,
+    attention_tensors,
+    tensor_layout,
+    widths_of,
+)
+from dither.spec import AttentionSpec, LinearSpec, Timed, Views
 
-__all__ = ["besides_weight", "buffers_of", "check_finished", "check_fits", "filled"]
+__all__ = [
+    "attended",
+    "besides_weight",
+    "buffers_of",
+    "check_attended",
+    "check_attention",
+    "check_finished",
+    "check_fits",
+    "filled",
+]
 
 BRANCH = "lowrank_"
 ONLINE = ("pre_scale", "rotation_signs")
@@ -44,6 +63,21 @@ def filled(
     return new.load({k: v.to(device).contiguous() for k, v in tensors.items()})
 
 
+def attended(attention: nn.Module, spec: AttentionSpec, tables: Mapping[str, Tensor], clock: Clock) -> QAttention:
+    """A QAttention with these tables (``PART.NAME``), in place of one that the attention has."""
+    device = next(attention.parameters()).device
+    new = QAttention(spec, widths_of(attention), clock, "meta").attach(attention)
+    return new.load({key: tensor.to(device) for key, tensor in tables.items()})
+
+
+def check_attention(model: nn.Module, name: str, spec: AttentionSpec) -> None:
+    """BadFormat or BadModel names the attention whose channels do not fit a spec."""
+    try:
+        attention_layout(spec, widths_of(model.get_submodule(name)))
+    except (BadFormat, BadModel) as e:
+        raise type(e)(f"attention '{name}': {e}") from None
+
+
 def check_fits(model: nn.Module, name: str, spec: LinearSpec) -> None:
     """BadFormat names the layer if its shape does not fit a format."""
     linear = linear_at(model, name)
@@ -51,6 +85,15 @@ def check_fits(model: nn.Module, name: str, spec: LinearSpec) -> None:
         tensor_layout(spec, (linear.out_features, linear.in_features))
     except BadFormat as e:
         raise BadFormat(f"layer '{name}': {e}") from None
+
+
+def check_attended(model: nn.Module, promised: Mapping[str, AttentionSpec]) -> None:
+    """BadRecipe names an attention that was promised something that no stage did."""
+    modules = dict(model.named_modules())
+    for name, spec in promised.items():
+        part = modules.get(attention_tensors(name)[:-1])
+        if not isinstance(part, QAttention) or part.spec != spec:
+            raise BadRecipe(f"attention '{name}' is to be quantized, but no stage (such as 'ranges') finished it")
 
 
 def check_finished(model: nn.Module, specs: Mapping[str, LinearSpec], varied: Mapping[str, Views | Timed]) -> None:

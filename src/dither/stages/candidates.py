@@ -28,7 +28,7 @@ from torch import nn
 
 from dither.errors import BadRecipe, BadValue
 from dither.models.base import Call, linear_at
-from dither.nn import QLinear
+from dither.nn import QLinear, detach
 from dither.nn import replace as put
 from dither.spec import LinearSpec, to_json
 from dither.stages.base import Job, Study, StudySettings
@@ -97,7 +97,8 @@ class Candidates:
 
     def _name(self, specs: Mapping[str, LinearSpec]) -> str:
         """Of a measurement: it depends on nothing else."""
-        depends = (self.settings.guidance, dict(self.settings.judges), {n: to_json(s) for n, s in specs.items()})
+        judged = {**specs, **self.job.attention}
+        depends = (self.settings.guidance, dict(self.settings.judges), {n: to_json(s) for n, s in judged.items()})
         digest = blake2b(json.dumps(depends, sort_keys=True).encode(), digest_size=12).hexdigest()
         kind = DISTANCE if self.settings.judges else ERROR
         return f"{self.tag}.{kind}.{self.settings.samples}x{self.settings.steps}.{digest}"
@@ -105,7 +106,7 @@ class Candidates:
     def _drawn(self, specs: Mapping[str, LinearSpec]) -> Mapping[str, float]:
         with _clocked(self.job):
             self.study.begin()
-            with instead(self.job.model, self._imitations(specs)):
+            with instead(self.job.model, self._imitations(specs)), _attending(self.job):
                 return {"loss": self._judged()}
 
     def _judged(self) -> float:
@@ -121,7 +122,7 @@ class Candidates:
         self._twins = {n: (s, twin) for n, (s, twin) in self._twins.items() if specs[n] == s}  # frees the others first
         for name, spec in specs.items():
             if name not in self._twins:
-                self._twins[name] = (spec, self.job.imitation(name, spec.weight, spec.act, spec.out))
+                self._twins[name] = (spec, self.job.imitation(name, spec.weight, spec.act))
         return {name: self._twins[name][1] for name in specs}
 
 
@@ -147,6 +148,11 @@ def candidates_of(
         raise BadRecipe(f"{tag}: layer '{name}' changes over time, which cannot be imitated: put '{tag}' before that")
     for name, spec in job.specs.items():
         check_dynamic(tag, name, spec)
+    for name, attention in job.attention.items():
+        if any(act is not None and act.static for act in attention.parts.values()):
+            raise BadRecipe(
+                f"{tag}: attention '{name}' has static ranges, which no search can imitate: make them dynamic"
+            )
     settings = StudySettings(samples, steps, guidance, {DISTANCE: judge} if judge else {})
     return Candidates(job, tag, problem, settings, job.study(settings))
 
@@ -170,6 +176,18 @@ def instead(model: nn.Module, twins: Mapping[str, QLinear]) -> Iterator[None]:
 
 
 @contextmanager
+def _attending(job: Job) -> Iterator[None]:
+    """While inside, every attention computes as it is promised to, with ranges found anew for each input."""
+    try:
+        for name, spec in job.attention.items():
+            job.rounded_attention(name, spec, {})
+        yield
+    finally:
+        for name in job.attention:
+            detach(job.model.get_submodule(name))
+
+
+@contextmanager
 def _clocked(job: Job) -> Iterator[None]:
     """While inside, every call of the model tells its time to the job's clock."""
 
@@ -185,4 +203,4 @@ def _clocked(job: Job) -> Iterator[None]:
 
 def _changes(spec: LinearSpec) -> bool:
     """Whether a layer with this spec computes anything but full precision."""
-    return any(part is not None for part in (spec.weight, spec.act, spec.out))
+    return any(part is not None for part in (spec.weight, spec.act))

@@ -39,4 +39,4 @@ def bit_operations(spec: LinearSpec, shape: tuple[int, int], tokens: float) -> f
 def _zero_points(fmt: Int, act: Act) -> int:
     """Of one group of one output: each side's zero point times the sum of the other side's codes."""
     weight = 0 if fmt.symmetric else fmt.bits * FLOAT
-    return weight + (0 if act.grid.symmetric else act.grid.bits * FLOAT)
+    return weight + (act.grid.bits * FLOAT if isinstance(act.grid, Int) and not act.grid.symmetric else 0)

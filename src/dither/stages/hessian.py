@@ -21,7 +21,7 @@ from dither.clock import Clock
 from dither.errors import BadRecipe, BadValue
 from dither.models.base import Conditioning, linear_at
 from dither.nn import QLinear
-from dither.numerics import dynamic_grid, fake_quantize
+from dither.numerics import act_quantize, dynamic_table
 from dither.spec import Act
 from dither.stages.base import Job
 from dither.stages.channels import equal_edges, ranges_of, sites_of
@@ -62,7 +62,7 @@ class Moments:
         plain = plain.detach().float()
         seen = plain
         if self.act is not None:
-            seen = fake_quantize(plain, self.act.grid, *dynamic_grid(plain, self.act.grid))
+            seen = act_quantize(plain, self.act.grid, dynamic_table(plain, self.act.grid))
         plain, seen = plain.reshape(-1, plain.shape[-1]), seen.reshape(-1, plain.shape[-1])  # (n, K)
         self.rows += len(plain)
         self._mass += float(weights.sum()) * (len(plain) // len(weights))

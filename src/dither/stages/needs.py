@@ -1,14 +1,14 @@
 """What a job needs from outside: a store for what is finished, and a study that says how good pictures are."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
 
-from dither.errors import BadValue
+from dither.errors import BadValue, DitherError
 
-__all__ = ["DISTANCE", "MEASURED", "Store", "Study", "StudySettings", "no_study"]
+__all__ = ["DISTANCE", "MEASURED", "Store", "Study", "StudySettings", "kept_or_made", "no_study"]
 
 MEASURED = "sensitivity."
 """How the names of measurements begin that a job keeps in its store; all other names are layers."""
@@ -65,3 +65,17 @@ class Study(Protocol):
 def no_study(settings: StudySettings) -> Study:
     """A study where nothing can be drawn: BadValue."""
     raise BadValue("this recipe draws pictures to measure what quantization does to them: give it a pipeline")
+
+
+def kept_or_made(store: Store | None, name: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    """Tensors under a name from the store, or made now and stored. Errors in making a layer's name the layer."""
+    kept = None if store is None else store.get(name)
+    if kept is not None:
+        return kept
+    try:
+        made = make()
+    except DitherError as e:
+        raise type(e)(f"{'' if name.startswith(MEASURED) else 'layer '}'{name.removeprefix(MEASURED)}': {e}") from e
+    if store is not None:
+        store.put(name, made)
+    return made

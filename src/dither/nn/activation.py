@@ -1,0 +1,80 @@
+"""``QActivation``: an activation under an ``Act``, as a module with a table of its own.
+
+It is simulated: the values that the codes stand for, in the dtype of the input. Gradients pass straight through
+(arXiv 1308.3432). Without an ``Act`` it is the identity, and a place where calibration can look.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dither.clock import Clock
+from dither.errors import BadCheckpoint
+from dither.numerics import act_quantize, dynamic_table, table_layout
+from dither.spec import Act
+
+__all__ = ["QActivation"]
+
+
+class QActivation(nn.Module):
+    """Rounds what passes through it.
+
+    Args:
+        act: how; None passes everything on as it is.
+        channels: K of its input (..., K); of no meaning where ranges are per row or per tensor.
+        clock: of the model, for tables of several rows.
+        device: of the empty table.
+    """
+
+    def __init__(self, act: Act | None, channels: int, clock: Clock, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.act = act
+        self.clock = clock
+        for name, (shape, dtype) in ({} if act is None else table_layout(act, channels)).items():
+            self.register_buffer(name, torch.empty(shape, dtype=dtype, device=device))
+
+    def packed(self) -> dict[str, Tensor]:
+        """The table: buffers whose dtype is part of what they mean."""
+        return dict(self.named_buffers(recurse=False))
+
+    def load(self, tensors: Mapping[str, Tensor]) -> "QActivation":
+        """Take these tensors as the buffers of the same names, without a copy; names, shapes and dtypes must fit."""
+        for name, tensor in tensors.items():
+            have = self._buffers.get(name)
+            if have is None or have.shape != tensor.shape or have.dtype != tensor.dtype:
+                raise BadCheckpoint(f"tensor '{name}' {tuple(tensor.shape)} {tensor.dtype} does not fit {self.act}")
+            self._buffers[name] = tensor
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ..., K) in its own dtype."""
+        if self.act is None:
+            return x
+        if torch.is_grad_enabled() and x.requires_grad:
+            return x + (self._rounded(x.detach()) - x.detach())
+        return self._rounded(x)
+
+    def _rounded(self, x: Tensor) -> Tensor:
+        assert self.act is not None  # see forward
+        wide = x.float()
+        if self.act.static:
+            table = {name: self.clock.pick(t, x) for name, t in self._buffers.items() if t is not None}
+        else:
+            table = dynamic_table(wide, self.act.grid)
+        return act_quantize(wide, self.act.grid, table).to(x.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QActivation":
+        """Move; scales stay float32 whatever ``.half()`` or ``.to(dtype)`` ask."""
+        kept = self.packed()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, before in kept.items():
+            after: Any = self._buffers[name]
+            if after.dtype != before.dtype:
+                self._buffers[name] = before.to(after.device)
+        return self
+
+    def extra_repr(self) -> str:
+        """The format."""
+        return str(self.act or "full precision")
