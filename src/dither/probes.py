@@ -134,7 +134,7 @@ class RowSample:
 
 
 class RowsByTime:
-    """Some input rows for each clock row, in a ``RowSample`` of its own: ``parts``, one or R.
+    """Some input rows for each clock row, in a ``RowSample`` of its own: ``parts``, one or R; and the largest value of all.
 
     Args:
         count: R; with 1 all calls share one.
@@ -144,9 +144,11 @@ class RowsByTime:
 
     def __init__(self, count: int, limit: int, seed: int = 0) -> None:
         self.parts = [RowSample(limit, seed=seed) for _ in range(count)]
+        self.ends = GroupRange(1, count)
 
     def update(self, x: Tensor, rows: Tensor) -> None:
         """Take in one call's input."""
+        self.ends.update(x, rows)
         samples, index = _per_sample(x, rows), _fold_rows(rows, len(self.parts))
         for row in sorted(set(index.tolist())):
             self.parts[row].update(samples[index == row], rows)

@@ -6,8 +6,6 @@ The published top is 1. Most rows of a softmax never come near it; the largest p
 region's steps as fine as they can be.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -15,7 +13,7 @@ from dither.numerics import Table, act_quantize, split_table
 from dither.probes import RowsByTime
 from dither.spec import TwoRegion
 
-__all__ = ["SPLITS", "best_splits", "split_tables"]
+__all__ = ["SPLITS", "best_split", "best_splits", "split_tables"]
 
 SPLITS = 20
 """Candidates of a split, each half the one before."""
@@ -27,10 +25,14 @@ def best_splits(probe: RowsByTime, grid: TwoRegion, top: float = 0.0) -> Table:
     Args:
         probe: of the probabilities; a time group that no call fell into takes the samples of all others.
         grid: unsigned.
-        top: of the upper region; 0: the largest value of the time group.
+        top: of the upper region; 0: the largest value of the time group, whether or not it was sampled.
     """
     everything = [v for part in probe.parts for v in part.parts]
-    found = [_best(part.parts or everything, grid, top) for part in probe.parts]
+    tops = probe.ends.hi[:, 0].clone()  # (R,)
+    tops[~torch.isfinite(tops)] = tops[torch.isfinite(tops)].amax()
+    tops = torch.full_like(tops, top) if top else tops
+    parts = [torch.cat(part.parts or everything) for part in probe.parts]
+    found = [best_split(part, end, grid) for part, end in zip(parts, tops, strict=True)]
     return {key: torch.stack([table[key] for table in found]).reshape(-1, 1) for key in found[0]}
 
 
@@ -39,9 +41,9 @@ def split_tables(top: Tensor, grid: TwoRegion) -> list[Table]:
     return [split_table(top, top * 0.5**i, grid) for i in range(SPLITS)]
 
 
-def _best(values: Sequence[Tensor], grid: TwoRegion, top: float) -> Table:
-    x = torch.cat(list(values)).reshape(1, -1)
-    end = torch.tensor([top]) if top else x.amax().reshape(1)
-    tables = split_tables(end, grid)
+def best_split(x: Tensor, top: Tensor, grid: TwoRegion) -> Table:
+    """The steps (1,) of least squared error on values x of any shape, for an upper end () of the upper region."""
+    x = x.reshape(1, -1)
+    tables = split_tables(top.reshape(1).to(x.device), grid)
     losses = torch.stack([(act_quantize(x, grid, t) - x).double().square().sum() for t in tables])
     return tables[int(losses.argmin())]
