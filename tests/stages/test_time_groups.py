@@ -14,9 +14,10 @@ import dither
 from dither.checkpoint import header_of
 from dither.errors import BadModel, BadRecipe, BadValue
 from dither.models import Call, adapter_for
+from dither.nn import QAttention
 from dither.quantization import plan_ahead
 from dither.spec import Act, Bits, Int, Recipe
-from dither.stages import Assign, Job, Ranges, Rotate, Rtn, TimeGroups, Widen, describe
+from dither.stages import Assign, Attention, Job, Ranges, Rotate, Rtn, TimeGroups, Widen, describe
 from dither.stages.time_groups import range_features
 
 STATIC = Assign(weight=Int(8), act=Act(Int(8, False), static=True), adaln=Int(8))
@@ -54,6 +55,13 @@ def loud(sizes: dict[int, float], act: Act) -> Job:
     job = Job(model, adapter_for(model), Bits(8, 8), 0, lambda: calls)
     Assign(weight=Int(8), act=act).run(job)
     return job
+
+
+class Memory(dict):
+    """A store."""
+
+    def put(self, name, tensors):
+        self[name] = dict(tensors)
 
 
 STEPS = {**dict.fromkeys((50, 100, 150), 1.0), **dict.fromkeys((200, 400), 3.0), **dict.fromkeys((800, 900), 9.0)}
@@ -158,6 +166,54 @@ def test_a_budget_takes_the_fewest_groups(budget, groups):
     assert job.notes["time-groups"]["left"] == pytest.approx(left[groups], abs=1e-6)
 
 
+ATTENTION = Attention(bits=8, probs=8, static=True)
+
+
+def test_tables_of_attention_have_the_same_rows():
+    job = job_after(DYNAMIC, ATTENTION, TimeGroups(groups=3, branches=2))
+    assert len(job.attention) == 2
+    for spec in job.attention.values():
+        assert {act.rows for act in spec.parts.values()} == {6}
+    assert {s.act.rows for s in job.specs.values() if s.act is not None} == {1}
+    job = job_after(DYNAMIC, replace(ATTENTION, static=False), TimeGroups(groups=3, branches=2))
+    assert {act.rows for spec in job.attention.values() for act in spec.parts.values()} == {1}
+
+
+def observed(*stages) -> tuple[Job, torch.Tensor]:
+    """A job after these stages and learned time groups, and the features (L, D) that these were learned from."""
+    job = jobs.job(jobs.pipeline().transformer)
+    job.store = Memory()
+    with torch.no_grad():
+        for stage in (*stages, TimeGroups(groups=2, learned=True)):
+            stage.run(job)
+    return job, job.store["sensitivity.time-groups.features"]["features"]
+
+
+def test_edges_are_learned_from_attention_too():
+    plain, both = (observed(STATIC, *more)[1] for more in ((), (ATTENTION,)))
+    job, attention = observed(DYNAMIC, ATTENTION)
+    assert not [n for n, m in job.model.named_modules() if isinstance(m, QAttention)]  # it only looked
+    torch.testing.assert_close(both, torch.cat([plain, attention], 1))
+
+
+def test_features_are_the_ranges_of_each_head_at_each_level():
+    job, found = observed(DYNAMIC, Attention(bits=8, symmetric=True, static=True, layers=r"blocks\.0"))
+    ends: dict[float, list[torch.Tensor]] = {}
+    for call in job.calls:
+        for name in ("to_q", "to_k", "to_v"):
+            keep = []
+            layer = job.model.get_submodule(f"transformer_blocks.0.attn1.{name}")
+            handle = layer.register_forward_hook(lambda m, args, y, keep=keep: keep.append(y))
+            with torch.no_grad():
+                job.model(*call.args, **call.kwargs)
+            handle.remove()
+            level = float(job.adapter.noise_level(job.model, call)[0])  # one for the whole call
+            ends.setdefault(level, []).append(keep[0].unflatten(-1, (2, 8)).abs().amax((0, 1, 3)))  # (heads,)
+    want = torch.stack([torch.cat(ends[level]).double() for level in sorted(ends)]).log() / math.sqrt(2)
+    assert want.shape == (4, 6)
+    torch.testing.assert_close(found, want)
+
+
 def test_a_shift_of_the_range_counts_where_there_are_zero_points():
     """Of [-1, 1], [0, 2] and [-1, 0.2] two have the same width, and others the same magnitude."""
     lo, hi = torch.tensor([[-1.0], [0.0], [-1.0]]), torch.tensor([[1.0], [2.0], [0.2]])
@@ -200,10 +256,6 @@ def test_ranges_are_those_after_online_transforms():
 
 
 def test_the_pass_over_calls_is_kept_for_resuming():
-    class Memory(dict):
-        def put(self, name, tensors):
-            self[name] = dict(tensors)
-
     job, again = (loud(STEPS, SYMMETRIC) for _ in range(2))
     job.store = again.store = Memory()
     LEARNED.run(job)
@@ -240,7 +292,7 @@ def test_a_layer_that_some_levels_do_not_reach_is_named():
     job.model.forward = lambda x, timestep: first(x) if 200 in timestep else whole(x, timestep)
     calls = tuple(Call((torch.zeros(1, 8), torch.tensor([t])), {}) for t in STEPS)
     job.record = lambda: calls
-    with pytest.raises(BadModel, match=r"no denoiser call of noise level 0\.2 reached layer 'blocks\.0\.other'"):
+    with pytest.raises(BadModel, match=r"no denoiser call of noise level 0\.2 reached 'blocks\.0\.other'"):
         LEARNED.run(job)
 
 

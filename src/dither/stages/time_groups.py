@@ -4,9 +4,9 @@
     here         equal parts of the normalized noise level, so that one table serves any number of steps
     learned      G_1 .. G_G contiguous, of least   sum_i sum over levels l in G_i of |f_l - mean_(G_i) f|^2
 
-f_l says what the tables of all static layers would hold if noise level l had a row of its own. Of each channel group's range
+f_l says what the tables of all static inputs would hold if noise level l had a row of its own. Of each channel group's range
 [lo, hi], 0 included, it has log(hi - lo), and lo / (hi - lo) where the grid has a zero point (log max(-lo, hi) where it has
-none); so a squared difference is a squared relative error of a range. Each layer counts once, however many groups it has.
+none); so a squared difference is a squared relative error of a range. Each table counts once, however many groups it has.
 Edges lie half-way between the levels that they part.
 """
 
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from dither.errors import BadModel, BadRecipe
 from dither.models.base import linear_at
-from dither.nn import QLinear
+from dither.nn import QLinear, attention_tensors, detach, widths_of
 from dither.numerics import groups
 from dither.probes import MinMax
-from dither.spec import Act, Int
+from dither.spec import Act, AttentionSpec, Int
 from dither.stages.base import Job, Phase
 from dither.stages.change_points import cut
 from dither.stages.channels import equal_edges
@@ -58,14 +58,17 @@ class TimeGroups:
     def run(self, job: Job) -> None:
         """Cut the clock, and promise each static table a row for each of its rows."""
         self._check()
-        static = {n: s.act for n, s in job.specs.items() if s.act is not None and s.act.static}
-        if not static or self.groups * self.branches == 1:
+        linears = {n: s.act for n, s in job.specs.items() if s.act is not None and s.act.static}
+        attentions = {n: s for n, s in job.attention.items() if _static(s)}
+        if not (linears or attentions) or self.groups * self.branches == 1:
             return
-        edges = self._learned(job, static) if self.learned else equal_edges(self.groups)
+        edges = self._learned(job, linears, attentions) if self.learned else equal_edges(self.groups)
         job.set_clock(edges, self.branches)
         rows = (len(edges) + 1) * self.branches
-        for name, act in static.items():
+        for name, act in linears.items():
             job.promise(name, replace(job.specs[name], act=replace(act, rows=rows)))
+        for name, spec in attentions.items():
+            job.attend(name, replace(spec, **{part: replace(act, rows=rows) for part, act in _static(spec).items()}))
         _tell_empty(job, rows)
 
     def _check(self) -> None:
@@ -81,7 +84,9 @@ class TimeGroups:
         if not 0 < self.budget < 1:
             raise BadRecipe(f"time-groups.budget {self.budget}: must lie in (0, 1)")
 
-    def _learned(self, job: Job, static: Mapping[str, Act]) -> tuple[float, ...]:
+    def _learned(
+        self, job: Job, linears: Mapping[str, Act], attentions: Mapping[str, AttentionSpec]
+    ) -> tuple[float, ...]:
         """Edges where ranges change."""
         if job.time_edges:
             raise BadRecipe(
@@ -94,11 +99,21 @@ class TimeGroups:
                 f"time-groups.groups {self.groups}: the calibration calls have only {len(levels)} noise levels; ask for "
                 "fewer groups, or calibrate with more steps and calls"
             )
-        features = job.kept(f"{self.tag}.features", lambda: {"features": _observed(job, static, rows, levels)})
-        found = cut(features["features"], self.groups, self.budget or 0.0)
+
+        def observed() -> Mapping[str, Tensor]:
+            probes = _probes(job, linears, attentions, len(levels))
+            return {"features": _observed(job, probes, list(attentions), rows, levels)}
+
+        features = job.kept(f"{self.tag}.features", observed)["features"]
+        found = cut(features, self.groups, self.budget or 0.0)
         edges = tuple((float(levels[i - 1]) + float(levels[i])) / 2 for i in found.starts)
         job.note(self.tag, {"edges": [round(e, 6) for e in edges], "left": found.left, "levels": len(levels)})
         return edges
+
+
+def _static(spec: AttentionSpec) -> Mapping[str, Act]:
+    """Parts of an attention that have a table."""
+    return {part: act for part, act in spec.parts.items() if act is not None and act.static}
 
 
 def _levels(job: Job) -> tuple[Tensor, Sequence[Tensor]]:
@@ -108,32 +123,58 @@ def _levels(job: Job) -> tuple[Tensor, Sequence[Tensor]]:
     return levels, [torch.searchsorted(levels, k) for k in known]
 
 
-def _observed(job: Job, static: Mapping[str, Act], rows: Sequence[Tensor], levels: Tensor) -> Tensor:
-    """``range_features`` of all layers side by side, (L, D)."""
-    probes = {name: _Groups(linear_at(job.model, name), act, len(levels)) for name, act in static.items()}
-    job.observe("measuring ranges by noise level", {n: (p,) for n, p in probes.items()}, rows)
-    for name, probe in probes.items():
-        if bool((missed := ~torch.isfinite(probe.ends.lo).all(1).cpu()).any()):
-            raise BadModel(
-                f"calibration: no denoiser call of noise level {float(levels[missed][0]):g} reached layer '{name}': "
-                "exclude it"
-            )
-    return torch.cat([range_features(p.ends.lo, p.ends.hi, static[n]).cpu() for n, p in probes.items()], 1)
-
-
 class _Groups:
-    """A probe: least and greatest value of each channel group, for each level, of what a layer quantizes."""
+    """A probe: least and greatest value of each channel group, for each level, of what is to be quantized.
 
-    def __init__(self, layer: nn.Linear, act: Act, levels: int) -> None:
-        self.layer = layer
-        self.ends = MinMax(groups(layer.in_features, act.grid.group), levels)
+    Args:
+        act: how.
+        channels: of the values.
+        levels: how many.
+        layer: whose input it is, whose online transforms are applied.
+    """
+
+    def __init__(self, act: Act, channels: int, levels: int, layer: nn.Linear | None = None) -> None:
+        self.act, self.layer = act, layer
+        self.ends = MinMax(groups(channels, act.grid.group), levels)
 
     def update(self, x: Tensor, rows: Tensor) -> None:
-        """Take in one call's input."""
+        """Take in one call's values (B, ..., K)."""
         x = self.layer.transform(x) if isinstance(self.layer, QLinear) else x
         x = x if x.ndim > 1 else x[None]
         parts = x.reshape(*x.shape[:-1], self.ends.lo.shape[1], -1)  # (B, ..., G, g)
         self.ends.update(parts.transpose(-1, -2), rows)
+
+
+def _probes(
+    job: Job, linears: Mapping[str, Act], attentions: Mapping[str, AttentionSpec], levels: int
+) -> dict[str, _Groups]:
+    """By where they look."""
+    layers = {name: linear_at(job.model, name) for name in linears}
+    found = {name: _Groups(linears[name], layer.in_features, levels, layer) for name, layer in layers.items()}
+    for name, spec in attentions.items():
+        widths = vars(widths_of(job.model.get_submodule(name)))
+        for part, act in _static(spec).items():
+            found[attention_tensors(name) + part] = _Groups(act, widths.get(part, 1), levels)
+    return found
+
+
+def _observed(
+    job: Job, probes: Mapping[str, _Groups], attentions: Sequence[str], rows: Sequence[Tensor], levels: Tensor
+) -> Tensor:
+    """``range_features`` of all tables side by side, (L, D)."""
+    try:
+        for name in attentions:
+            job.rounded_attention(name, AttentionSpec(), {})  # to look at
+        job.observe("measuring ranges by noise level", {place: (p,) for place, p in probes.items()}, rows)
+    finally:
+        for name in attentions:
+            detach(job.model.get_submodule(name))
+    for place, probe in probes.items():
+        if bool((missed := ~torch.isfinite(probe.ends.lo).all(1).cpu()).any()):
+            raise BadModel(
+                f"calibration: no denoiser call of noise level {float(levels[missed][0]):g} reached '{place}': exclude it"
+            )
+    return torch.cat([range_features(p.ends.lo, p.ends.hi, p.act).cpu() for p in probes.values()], 1)
 
 
 def range_features(lo: Tensor, hi: Tensor, act: Act) -> Tensor:
