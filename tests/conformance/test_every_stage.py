@@ -29,6 +29,7 @@ from dither.stages import (
     Rotate,
     Rtn,
     Smooth,
+    Split,
     SplitLowRank,
     Stage,
     TimedSmooth,
@@ -119,6 +120,11 @@ ROWS: dict[str, tuple[Stage, tuple[Stage, ...]]] = {
     "evolve": (EVOLVE, (Smooth(online=True), GROUPED, EVOLVE, Rtn())),
     "evolve by distance": (BY_DISTANCE, (GROUPED, Attention(), BY_DISTANCE, Clip(outputs=False), Rtn())),
     "halve": (HALVE, (Rotate(), GROUPED, HALVE, Rtn())),
+    "split": (
+        Split(layers="ff.net.2", parts=(16, 48)),
+        (Rotate(layers="to_q"), STATIC, Split(layers="ff.net.2", parts=(16, 48)), Rtn(), Ranges()),
+    ),
+    "split what is known": (Split(), (GROUPED, Split(), Rtn())),
     "time groups": (TimeGroups(3, 2), (UNTIMED, TimeGroups(3, 2), Rtn(), Ranges())),
     "time groups learned": (
         TimeGroups(3, learned=True, budget=0.01),

@@ -92,12 +92,14 @@ class Layer:
         kind: what it is for.
         keep: why it stays in full precision by default, or empty.
         block: name of the block it belongs to, or empty.
+        parts: widths of the tensors that it reads side by side, in order; empty where it reads one.
     """
 
     name: str
     kind: Kind
     keep: str = ""
     block: str = ""
+    parts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dither.errors import BadValue
 from dither.models.base import Call, Kind, Layer, Site, batch_of
 from dither.models.calls import argument, to_batch
+from dither.models.concatenated import parts_of
 from dither.models.linears import linears_of
 
 __all__ = ["Generic"]
@@ -53,8 +54,8 @@ class Generic:
     def layers(self, model: nn.Module) -> Sequence[Layer]:
         """Every linear in order of registration."""
         blocks = self.blocks(model)
-        linears = list(linears_of(model))
-        ends = {linears[0], linears[-1]} if linears else set()
+        linears = linears_of(model)
+        ends = {next(iter(linears)), next(reversed(linears))} if linears else set()
         found = []
         for name in linears:
             block = next((b for b in blocks if name == b or name.startswith(f"{b}.")), "")
@@ -63,7 +64,7 @@ class Generic:
                 keep = ENDS if name in ends else ""
             if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention):
                 keep = READ_DIRECTLY
-            found.append(Layer(name, _kind(name, bool(block)), keep, block))
+            found.append(Layer(name, _kind(name, bool(block)), keep, block, parts_of(name, linears)))
         return found
 
     def blocks(self, model: nn.Module) -> Sequence[str]:

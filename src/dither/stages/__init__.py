@@ -29,6 +29,7 @@ from dither.stages.ranges import Ranges
 from dither.stages.rotate import Rotate
 from dither.stages.rtn import Rtn
 from dither.stages.smooth import Smooth
+from dither.stages.split import Split
 from dither.stages.time_groups import TimeGroups
 from dither.stages.timed_smooth import TimedSmooth
 from dither.stages.widen import Widen
@@ -53,6 +54,7 @@ __all__ = [
     "Rotate",
     "Rtn",
     "Smooth",
+    "Split",
     "SplitLowRank",
     "Stage",
     "Store",
@@ -70,7 +72,7 @@ STAGES: dict[str, type[Any]] = {
     c.tag: c
     for c in (
         Smooth, Rotate, Assign, Attention, Mixed, Program, Widen, Groups, GroupProgram, HessianTrace, Evolve,
-        Halve, TimeGroups, TimedSmooth,
+        Halve, Split, TimeGroups, TimedSmooth,
         SplitLowRank, Clip, Gptq, Rtn,
         Ranges,
     )
