@@ -19,7 +19,7 @@ from dither._version import __version__
 from dither.calibrate import record
 from dither.checkpoint import Header, attach
 from dither.clock import start_clock
-from dither.errors import BadModel, BadValue, Refused
+from dither.errors import BadModel, BadRecipe, BadValue, Refused
 from dither.integrations.diffusers import ClockReader, stamp
 from dither.models import Call, adapter_for
 from dither.nn import QLinear, packed_tensors
@@ -27,6 +27,7 @@ from dither.recorded import check_fit, digest_of
 from dither.sampling import default_labels, sampler_for
 from dither.spec import Recipe
 from dither.stages import Job, Phase, Store, Study, StudySettings, stages_of
+from dither.stages.needs import Sampling
 from dither.study import study_of
 
 __all__ = [
@@ -141,6 +142,7 @@ def quantize(
     job = Job(model, adapter_for(model), found.bits, seed, calibration_calls(target, how, seed, run, calls), store)
     if isinstance(target, DiffusionPipeline):
         job.study = partial(_studied, target, how, seed)
+        job.sampling = partial(_sampled, target, how)
     job.progress = _returning_memory(progress or job.progress)
     with torch.no_grad():
         for stage in stages:
@@ -177,7 +179,7 @@ def plan_ahead(target: Any, recipe: Recipe, seed: int = 0) -> Job:
     Stages that decide from data are left out; ``specs`` then says what the recipe assigns before they refine it.
     """
     model = denoiser_of(target)
-    job = Job(model, adapter_for(model), recipe.bits, seed, _no_data, study=_no_pictures)
+    job = Job(model, adapter_for(model), recipe.bits, seed, _no_data, study=_no_pictures, sampling=_no_sampling)
     for stage in stages_of(recipe):
         if stage.phase == Phase.ALLOCATE:
             with suppress(_NeedsData):
@@ -194,6 +196,10 @@ def _no_data() -> tuple[Call, ...]:
 
 
 def _no_pictures(settings: StudySettings) -> Study:
+    raise _NeedsData
+
+
+def _no_sampling() -> Sampling:
     raise _NeedsData
 
 
@@ -271,6 +277,14 @@ def _studied(pipeline: DiffusionPipeline, how: Calibration, seed: int, settings:
     """A study of pictures that share no noise with calibration, which has the seeds before theirs, or evaluation."""
     seeds = sample_seeds(seed, how.samples + settings.samples, calibration=True)[how.samples :]
     return study_of(pipeline, settings, how.prompts, seeds)
+
+
+def _sampled(pipeline: DiffusionPipeline, how: Calibration) -> Sampling:
+    """How calibration pictures are drawn."""
+    scheduler = cast(Any, pipeline).components.get("scheduler")
+    if scheduler is None:
+        raise BadRecipe(f"this recipe weighs errors by the sampler, and {type(pipeline).__name__} has no scheduler")
+    return Sampling(scheduler, how.steps, how.guidance)
 
 
 def full_precision_parts(model: nn.Module) -> dict[str, Tensor]:

@@ -35,7 +35,7 @@ from dither.stages.building import (
     check_fits,
     filled,
 )
-from dither.stages.needs import MEASURED, Store, Study, StudySettings, kept_or_made, no_study
+from dither.stages.needs import MEASURED, Sampling, Store, Study, StudySettings, kept_or_made, no_sampling, no_study
 from dither.stages.nesting import rounded
 from dither.stages.phase import Phase
 
@@ -59,6 +59,7 @@ class Job:
         store: for resuming, or None.
         progress: told (what, done, total).
         study: makes what draws and judges pictures.
+        sampling: tells how pictures are drawn.
         grids: ranges of weights that a stage has found for the one that rounds: scale and zero point by layer.
         tables: static activation tables that a WEIGHT stage has found already, by layer: ``act_scale`` (R, G) and so on;
             ``ranges`` takes them as they are. Of an attention they are ``PART.NAME``, such as ``probs.scale``.
@@ -73,6 +74,7 @@ class Job:
     store: Store | None = None
     progress: Callable[[str, int, int], None] = _silent
     study: Callable[[StudySettings], Study] = no_study
+    sampling: Callable[[], Sampling] = no_sampling
     specs: dict[str, LinearSpec] = field(default_factory=dict)
     timed: dict[str, Timed] = field(default_factory=dict)
     varied: dict[str, Views | Timed] = field(default_factory=dict)
@@ -245,7 +247,7 @@ class Job:
             make: gives the tensors of the weight format, and ``bias`` (N,) where the layer gets another; not called
                 when an interrupted job already made them.
         """
-        spec, kept = self.specs[name], dict(self._kept(name, make))
+        spec, kept = self.specs[name], dict(kept_or_made(self.store, name, make))
         if (bias := kept.pop("bias", None)) is not None:
             old: nn.Parameter = linear_at(self.model, name).bias
             old.data = bias.to(old.device, old.dtype)
@@ -272,7 +274,7 @@ class Job:
                 "leave out one of the two stages"
             )
         old = linear_at(self.model, name)
-        kept = self._kept(name, make)
+        kept = kept_or_made(self.store, name, make)
         variants = []
         for i, variant in enumerate(spec.variants):
             mine = {k.partition(".")[2]: v for k, v in kept.items() if k.partition(".")[0] == str(i)}
@@ -294,15 +296,11 @@ class Job:
 
     def kept(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         """The same of tensors, which are not a layer's final ones."""
-        return self._kept(MEASURED + name, make)
+        return kept_or_made(self.store, MEASURED + name, make)
 
     def lacks(self, names: Iterable[str]) -> bool:
         """Whether one of these layers was not finished by an interrupted run before this one."""
         return self.store is None or any(name not in self.store for name in names)
-
-    def _kept(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-        """A layer's tensors (or a measurement) from the store, or made now and stored."""
-        return kept_or_made(self.store, name, make)
 
     def activate(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Give a layer its static activation tables (``act_scale``, ``act_zero``) and switch its activations on."""

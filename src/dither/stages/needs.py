@@ -1,14 +1,24 @@
-"""What a job needs from outside: a store for what is finished, and a study that says how good pictures are."""
+"""What a job needs from outside: a store for what is finished, a study that says how good pictures are, and their sampler."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from dither.errors import BadValue, DitherError
+from dither.errors import BadRecipe, BadValue, DitherError
 
-__all__ = ["DISTANCE", "MEASURED", "Store", "Study", "StudySettings", "kept_or_made", "no_study"]
+__all__ = [
+    "DISTANCE",
+    "MEASURED",
+    "Sampling",
+    "Store",
+    "Study",
+    "StudySettings",
+    "kept_or_made",
+    "no_sampling",
+    "no_study",
+]
 
 MEASURED = "sensitivity."
 """How the names of measurements begin that a job keeps in its store; all other names are layers."""
@@ -65,6 +75,28 @@ class Study(Protocol):
 def no_study(settings: StudySettings) -> Study:
     """A study where nothing can be drawn: BadValue."""
     raise BadValue("this recipe draws pictures to measure what quantization does to them: give it a pipeline")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are drawn.
+
+    Args:
+        scheduler: of diffusers; its state is the pipeline's, so whoever steps it steps a copy.
+        steps: that it takes.
+        guidance: scale of classifier-free guidance; 1 or less is none.
+    """
+
+    scheduler: Any
+    steps: int
+    guidance: float
+
+
+def no_sampling() -> Sampling:
+    """Where no pipeline is known that draws pictures: BadRecipe."""
+    raise BadRecipe(
+        "this recipe weighs errors by what the sampler makes of them, and a network alone has none: quantize a pipeline"
+    )
 
 
 def kept_or_made(store: Store | None, name: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
