@@ -1,0 +1,76 @@
+"""Powers of two or uniform steps: the choice follows the likelihood ratio of what the softmax gives."""
+
+import jobs
+import pytest
+import torch
+
+from dither.errors import BadRecipe, BadValue
+from dither.spec import Act, AttentionSpec, Int, Log2
+from dither.stages import Assign, Attention, Log2OrUniform
+from dither.stages import log2 as module
+from dither.stages.likelihood import power_law_ratio
+
+PLAIN = Assign(weight=Int(8), act=Act(Int(8)))
+NAMES = [f"transformer_blocks.{i}.attn1" for i in range(2)]
+
+
+def after(*stages):
+    return jobs.run((PLAIN, *stages), jobs.pipeline().transformer)
+
+
+def probabilities(name: str) -> torch.Tensor:
+    model, seen = jobs.pipeline().transformer, []
+    own = jobs.job(model).rounded_attention(name, AttentionSpec(), {})
+    own.probs.register_forward_hook(lambda _, args, y: seen.append(args[0].flatten()))
+    jobs.outputs(model)
+    return torch.cat(seen)
+
+
+def test_the_noted_ratio_is_that_of_what_the_softmax_gives():
+    job = after(Attention(None, probs=8), Log2OrUniform(rows=1 << 20))
+    for name in NAMES:
+        want = power_law_ratio(probabilities(name))
+        noted = job.notes[name]["log2"]
+        assert noted["ratio"] == pytest.approx(want.ratio / want.count, abs=0.03)  # of a sample
+        assert (noted["ratio"] > 0) == want.power_law
+        grid = Log2(8) if want.power_law else Int(8, False)
+        assert job.attention[name].probs == Act(grid)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_each_attention_takes_its_own(monkeypatch, static):
+    ratios = iter([power_law_ratio(1 / torch.linspace(0.001, 1, 999)), power_law_ratio(torch.linspace(0.9, 1, 999))])
+    monkeypatch.setattr(module, "power_law_ratio", lambda x, quantile: next(ratios))
+    job = after(Attention(8, probs=6, static=static), Log2OrUniform())
+    first, second = (job.attention[name] for name in NAMES)
+    assert first.probs == Act(Log2(6), static=static)
+    assert second.probs == Act(Int(6, False), static=static)
+    assert first.q == second.q
+    assert torch.equal(jobs.outputs(job.model), jobs.outputs(jobs.pipeline().transformer))  # nothing is left of looking
+
+
+def test_nothing_happens_where_no_probabilities_are_integers():
+    job = after(Attention(8), Log2OrUniform())
+    assert job.attention == after(Attention(8)).attention
+    assert not job.notes
+
+
+def test_probabilities_without_a_law_are_named(monkeypatch):
+    def refuse(x, quantile):
+        raise BadValue("no law can be fitted")
+
+    monkeypatch.setattr(module, "power_law_ratio", refuse)
+    with pytest.raises(BadValue, match=r"log2: the probabilities of attention 'transformer_blocks\.0\.attn1': no law"):
+        after(Attention(None, probs=8), Log2OrUniform())
+
+
+@pytest.mark.parametrize(
+    ("stage", "says"),
+    [
+        (Log2OrUniform(rows=0), r"log2\.rows 0"),
+        (Log2OrUniform(quantile=1.0), r"log2\.quantile 1\.0"),
+    ],
+)
+def test_fields_that_make_no_sense_are_named(stage, says):
+    with pytest.raises(BadRecipe, match=says):
+        after(Attention(probs=8), stage)
