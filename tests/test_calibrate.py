@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from dither.calibrate import AbsMax, MinMax, RowSample, observe, record, replay, walk
+from dither.calibrate import AbsMax, MinMax, RowSample, lockstep, observe, record, replay, tapped, walk
 from dither.errors import BadModel, BadValue
 from dither.models import Call, adapter_for
 
@@ -334,3 +334,75 @@ def test_walk_tells_the_time_of_each_call():
     list(job.walk())
     want = [job.rows(c).tolist() for c in jobs.calls()]
     assert told == want * 2
+
+
+# --- lockstep, tapped
+
+
+def pairs(model: nn.Module, job=None):
+    job = job or jobs.job(model)
+    calls = jobs.calls()
+    return lockstep(model, job.adapter, calls, [job.rows(c) for c in calls], job.clock.tell)
+
+
+def block_outputs(model: nn.Module) -> list[list[torch.Tensor]]:
+    """What each block gives in each call, as hooks of the whole model see it."""
+    seen: list[list[torch.Tensor]] = [[] for _ in model.transformer_blocks]
+    handles = [
+        block.register_forward_hook(lambda m, a, y, into=into: into.append(y))
+        for block, into in zip(model.transformer_blocks, seen, strict=True)
+    ]
+    jobs.outputs(model)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def test_lockstep_gives_what_full_precision_receives_and_answers_whatever_is_changed():
+    model = jobs.pipeline(num_layers=3).transformer
+    inputs, outputs = block_inputs(model), block_outputs(model)
+    changed = []
+    for i, step in enumerate(pairs(model)):
+        assert all(torch.equal(c.args[0], w) for c, w in zip(step.exact, inputs[str(i)], strict=True))
+        assert all(torch.equal(y, w) for y, w in zip(step.targets, outputs[i], strict=True))
+        changed.append(step.calls[0].args[0].clone())
+        step.module.ff.net[2].weight.data *= 2
+    seen = block_inputs(model)  # of the changed model: what the other stream received
+    assert all(torch.equal(x, seen[str(i)][0]) for i, x in enumerate(changed))
+    assert not torch.equal(changed[1], inputs["1"][0])
+    assert hooks(model) == 0
+
+
+def test_lockstep_tells_both_streams_the_time():
+    model, told = jobs.pipeline().transformer, []
+    job = jobs.job(model)
+    job.set_clock((0.5,), 1)
+    tell = job.clock.tell
+    job.clock.tell = lambda rows: (told.append(rows.tolist()), tell(rows))
+    list(pairs(model, job))
+    want = [job.rows(c).tolist() for c in jobs.calls()]
+    assert told == want * 3  # targets of two blocks, and one onward
+
+
+def test_tapped_is_what_hooks_see():
+    model = jobs.pipeline().transformer
+    job = jobs.job(model)
+    calls = jobs.calls()
+    received, given = tapped(model, BLOCK + "norm1.linear", calls, [job.rows(c) for c in calls], job.clock.tell)
+    linear = model.get_submodule(BLOCK + "norm1.linear")
+    assert len(received) == len(given) == len(calls)
+    with torch.no_grad():
+        assert all(torch.equal(linear(c.args[0]), y) for c, y in zip(received, given, strict=True))
+    assert hooks(model) == 0
+
+
+def test_what_is_reached_twice_or_never_cannot_be_tapped():
+    model = Chain(0.0, repeat=2)
+    calls, rows = record(model, lambda: model(torch.ones(2, 4))), [torch.zeros(2).long()]
+    with pytest.raises(BadModel, match=r"reaches 'blocks\.1' 2 times, not once"):
+        tapped(model, "blocks.1", calls, rows, lambda _: None)
+    counting = Count()
+    calls = record(counting, lambda: feed(counting, 1))
+    with pytest.raises(BadModel, match="reaches 'unused' 0 times"):
+        tapped(counting, "unused", calls, rows, lambda _: None)
+    assert hooks(counting) == 0

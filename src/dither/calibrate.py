@@ -2,7 +2,8 @@
 
 ``record`` keeps whole denoiser calls (latents, timestep, condition), never activations; memory is bounded by a reservoir
 however many steps the sampler takes. ``observe`` runs the calls once and feeds every probe of every layer. ``walk`` hands
-out the blocks in order, each with the inputs that its (already changed) predecessors give.
+out the blocks in order, each with the inputs that its (already changed) predecessors give; ``lockstep`` also with what the
+full-precision model receives and answers there.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,20 @@ from dither.errors import BadModel, BadValue
 from dither.models.base import Adapter, Call
 from dither.probes import AbsMax, MinMax, Probe, RowSample
 
-__all__ = ["AbsMax", "BlockStep", "MinMax", "Probe", "RowSample", "observe", "record", "replay", "walk"]
+__all__ = [
+    "AbsMax",
+    "BlockStep",
+    "MinMax",
+    "PairStep",
+    "Probe",
+    "RowSample",
+    "lockstep",
+    "observe",
+    "record",
+    "replay",
+    "tapped",
+    "walk",
+]
 
 
 def _to(value: Any, device: torch.device | str) -> Any:
@@ -211,6 +225,65 @@ def walk(
         module = model.get_submodule(name)  # the caller may have replaced it
         for i, call in enumerate(current if name != names[-1] else ()):  # in place: old inputs go as new ones come
             current[i] = _onward(module, adapter, call, rows[i], tell)
+
+
+def tapped(
+    model: nn.Module, name: str, calls: Sequence[Call], rows: Sequence[Tensor], tell: Callable[[Tensor], None]
+) -> tuple[list[Call], list[Any]]:
+    """What one module of a model receives, and what it gives, in each of these calls of the model, on the CPU.
+
+    Raises:
+        BadModel: a call reaches it more than once, or not at all.
+    """
+    received: list[Call] = []
+    given: list[Any] = []
+    module = model.get_submodule(name)
+    with ExitStack() as stack:
+        stack.enter_context(_caught(module, received, stop=False))
+        handle = module.register_forward_hook(lambda m, args, output: given.append(_to(output, "cpu")))
+        stack.callback(handle.remove)
+        for i, call in enumerate(calls):
+            tell(rows[i])
+            replay(model, call)
+            if len(given) != i + 1:
+                raise BadModel(f"a denoiser call reaches '{name}' {len(given) - i} times, not once")
+    return received, given
+
+
+@dataclass(frozen=True)
+class PairStep(BlockStep):
+    """A block of a walk, and the same block of the full-precision model.
+
+    Args:
+        exact: the calls that it receives there.
+        targets: its outputs there, on the CPU.
+    """
+
+    exact: Sequence[Call]
+    targets: Sequence[Any]
+
+
+def lockstep(
+    model: nn.Module,
+    adapter: Adapter,
+    calls: Sequence[Call],
+    rows: Sequence[Tensor],
+    tell: Callable[[Tensor], None],
+) -> Iterator[PairStep]:
+    """``walk`` with a second stream beside it, in which no block was ever changed.
+
+    A block runs in the second stream before the caller sees it, so blocks must be in full precision when they are reached.
+    Peak memory is one block's inputs of both streams, and its outputs in the second, for all calls, on the CPU.
+    """
+    exact: list[Call] = []
+    for step in walk(model, adapter, calls, rows, tell):
+        exact = exact or list(step.calls)  # before the first block, both streams are one
+        targets = []
+        for call, now in zip(exact, rows, strict=True):
+            tell(now)
+            targets.append(_to(replay(step.module, call), "cpu"))
+        yield PairStep(step.name, step.module, step.calls, exact, targets)
+        exact = [adapter.carry(call, output) for call, output in zip(exact, targets, strict=True)]
 
 
 def _onward(module: nn.Module, adapter: Adapter, call: Call, rows: Tensor, tell: Callable[[Tensor], None]) -> Call:
