@@ -17,6 +17,7 @@ from dither.stages import (
     Attention,
     Clip,
     Evolve,
+    FisherScales,
     Gptq,
     GroupProgram,
     Groups,
@@ -132,6 +133,14 @@ ROWS: dict[str, tuple[Stage, tuple[Stage, ...]]] = {
     ),
     "clip by outputs": (Clip(steps=5, rows=64), (PLAIN, Clip(steps=5, rows=64), Rtn())),
     "clip by weights": (Clip(outputs=False, power=2.0), (PLAIN, Clip(outputs=False, power=2.0), Rtn())),
+    "fisher scales": (
+        FisherScales(steps=10, rows=60, calls=2),
+        (STATIC, FisherScales(steps=10, rows=60, calls=2), Rtn(), Ranges()),
+    ),
+    "fisher scales at the quantized point": (
+        FisherScales(steps=10, rows=60, calls=2, quantized=True),
+        (Smooth(online=True), PLAIN, FisherScales(steps=10, rows=60, calls=2, quantized=True), Rtn()),
+    ),
     "gptq": (Gptq(), (Smooth(online=True), PLAIN, Gptq())),
     "gptq in groups, by activation": (Gptq(act_order=True), (Rotate(), GROUPED, Gptq(act_order=True))),
     "gptq in one pass": (Gptq(walk=False, levels=0, bias=False), (PLAIN, Gptq(walk=False, levels=0, bias=False))),

@@ -17,6 +17,7 @@ from dither.stages.attention import Attention
 from dither.stages.base import Job, Phase, Stage, Store, Study, StudySettings
 from dither.stages.clip import Clip
 from dither.stages.evolve import Evolve
+from dither.stages.fisher import FisherScales
 from dither.stages.gptq import Gptq
 from dither.stages.group_program import GroupProgram
 from dither.stages.groups import Groups
@@ -41,6 +42,7 @@ __all__ = [
     "Attention",
     "Clip",
     "Evolve",
+    "FisherScales",
     "Gptq",
     "GroupProgram",
     "Groups",
@@ -73,7 +75,7 @@ STAGES: dict[str, type[Any]] = {
     for c in (
         Smooth, Rotate, Assign, Attention, Mixed, Program, Widen, Groups, GroupProgram, HessianTrace, Evolve,
         Halve, Split, TimeGroups, TimedSmooth,
-        SplitLowRank, Clip, Gptq, Rtn,
+        SplitLowRank, Clip, FisherScales, Gptq, Rtn,
         Ranges,
     )
 }  # fmt: skip
