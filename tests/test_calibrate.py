@@ -333,7 +333,7 @@ def test_walk_tells_the_time_of_each_call():
     job.clock.tell = lambda rows: (told.append(rows.tolist()), tell(rows))
     list(job.walk())
     want = [job.rows(c).tolist() for c in jobs.calls()]
-    assert told == want * 2
+    assert told == [want[0], *want * 3]  # the check, what the first block receives, and twice onward
 
 
 # --- lockstep, tapped
@@ -381,7 +381,22 @@ def test_lockstep_tells_both_streams_the_time():
     job.clock.tell = lambda rows: (told.append(rows.tolist()), tell(rows))
     list(pairs(model, job))
     want = [job.rows(c).tolist() for c in jobs.calls()]
-    assert told == want * 3  # targets of two blocks, and one onward
+    assert told == [want[0], *want * 4]  # as of a walk with one step onward, and targets of two blocks
+
+
+def test_lockstep_beside_a_copy_takes_targets_from_it_whatever_the_model_is_by_then():
+    model, plain = jobs.pipeline().transformer, jobs.pipeline().transformer
+    inputs, outputs = block_inputs(plain), block_outputs(plain)
+    for parameter in model.parameters():
+        parameter.data *= 1.1  # embedders too
+    job = jobs.job(model)
+    rows = [job.rows(c) for c in jobs.calls()]
+    changed = block_inputs(model)
+    for i, step in enumerate(lockstep(model, job.adapter, jobs.calls(), rows, job.clock.tell, plain)):
+        assert all(torch.equal(c.args[0], w) for c, w in zip(step.exact, inputs[str(i)], strict=True))
+        assert all(torch.equal(y, w) for y, w in zip(step.targets, outputs[i], strict=True))
+        assert all(torch.equal(c.args[0], w) for c, w in zip(step.calls, changed[str(i)], strict=True))
+        assert not torch.equal(step.exact[0].args[0], step.calls[0].args[0])
 
 
 def test_tapped_is_what_hooks_see():

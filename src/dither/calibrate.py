@@ -185,11 +185,14 @@ def _caught(module: nn.Module, into: list[Call], stop: bool) -> Iterator[None]:
         handle.remove()
 
 
-def _inputs_of(model: nn.Module, block: str, calls: Sequence[Call]) -> list[Call]:
+def _inputs_of(
+    model: nn.Module, block: str, calls: Sequence[Call], rows: Sequence[Tensor], tell: Callable[[Tensor], None]
+) -> list[Call]:
     """What a block receives when the model makes these calls; nothing after the block runs."""
     out: list[Call] = []
     with _caught(model.get_submodule(block), out, stop=True):
-        for call in calls:
+        for call, now in zip(calls, rows, strict=True):
+            tell(now)
             try:
                 replay(model, call)
             except _Stop:
@@ -218,8 +221,9 @@ def walk(
     names = list(adapter.blocks(model))
     if not names:
         raise BadModel(f"{type(model).__name__} has no blocks that could be walked")
+    tell(rows[0])
     _check_carry(model, adapter, names, calls[0])
-    current = _inputs_of(model, names[0], calls)
+    current = _inputs_of(model, names[0], calls, rows, tell)
     for name in names:
         yield BlockStep(name, model.get_submodule(name), current)
         module = model.get_submodule(name)  # the caller may have replaced it
@@ -269,21 +273,28 @@ def lockstep(
     calls: Sequence[Call],
     rows: Sequence[Tensor],
     tell: Callable[[Tensor], None],
+    exact: nn.Module | None = None,
 ) -> Iterator[PairStep]:
-    """``walk`` with a second stream beside it, in which no block was ever changed.
+    """``walk``, and beside it a second stream in which no block was ever changed.
 
-    A block runs in the second stream before the caller sees it, so blocks must be in full precision when they are reached.
-    Peak memory is one block's inputs of both streams, and its outputs in the second, for all calls, on the CPU.
+    Args:
+        model, adapter, calls, rows, tell: as of ``walk``.
+        exact: a copy of the model in full precision. Without one, each block runs in the second stream before the caller
+            sees it, and must be in full precision until then.
+
+    Peak memory is one block's inputs in both streams, and its outputs in the second, for all calls, on the CPU.
     """
-    exact: list[Call] = []
+    inputs: list[Call] = []
     for step in walk(model, adapter, calls, rows, tell):
-        exact = exact or list(step.calls)  # before the first block, both streams are one
+        block = step.module if exact is None else exact.get_submodule(step.name)
+        if not inputs:  # the first block: without a copy, both streams are still one
+            inputs = list(step.calls) if exact is None else _inputs_of(exact, step.name, calls, rows, tell)
         targets = []
-        for call, now in zip(exact, rows, strict=True):
+        for call, now in zip(inputs, rows, strict=True):
             tell(now)
-            targets.append(_to(replay(step.module, call), "cpu"))
-        yield PairStep(step.name, step.module, step.calls, exact, targets)
-        exact = [adapter.carry(call, output) for call, output in zip(exact, targets, strict=True)]
+            targets.append(_to(replay(block, call), "cpu"))
+        yield PairStep(step.name, step.module, step.calls, inputs, targets)
+        inputs = [adapter.carry(call, output) for call, output in zip(inputs, targets, strict=True)]
 
 
 def _onward(module: nn.Module, adapter: Adapter, call: Call, rows: Tensor, tell: Callable[[Tensor], None]) -> Call:
