@@ -1,5 +1,7 @@
 """Rows of layers, their summary, and bytes from the disk."""
 
+import dataclasses
+
 import jobs
 import pytest
 import tiny
@@ -9,9 +11,22 @@ from safetensors.torch import load_file
 import dither
 from dither.clock import Clock
 from dither.errors import BadValue
-from dither.inspection import describe, estimate, plan_rows, reasons, size_on_disk, stored_dtype, summary
+from dither.inspection import describe, estimate, plan_rows, reasons, size_on_disk, stays, stored_dtype, summary
 from dither.models import adapter_for
-from dither.spec import Act, AttentionSpec, Codebook, Int, LinearSpec, Nested, Plan, Timed, TwoRegion, View, Views
+from dither.spec import (
+    Act,
+    AttentionSpec,
+    Codebook,
+    Int,
+    LinearSpec,
+    Nested,
+    Plan,
+    TableSpec,
+    Timed,
+    TwoRegion,
+    View,
+    Views,
+)
 
 
 def rows_of(model):
@@ -32,8 +47,8 @@ def test_every_kind_of_spec_has_a_row_and_short_words():
     model = tiny.stamped_dit(tiny.plan())
     rows = rows_of(model)
     assert [r["name"] for r in rows if r["weight"] is None and r["act"] is None and r["reason"] is None] == []
-    assert len(rows) == 21  # a layer with variants is one layer, an attention another
-    assert sum(int(row[-2]) for row in plan_rows(rows)) == 21
+    assert len(rows) == 16 + 1 + 2  # a layer with variants is one layer, an attention another; tables are no linears
+    assert sum(int(row[-2]) for row in plan_rows(rows)) == 19
     assert not any(" sym" in cell or "dynamic" in cell for row in plan_rows(rows) for cell in row)
 
 
@@ -86,6 +101,31 @@ def test_a_quantized_attention_is_told_and_simulated():
     assert not any(r["kind"] == "attention" for r in describe(tiny.dit(), adapter_for(model)))
 
 
+# --- timestep tables
+
+
+def test_a_timestep_table_is_told_in_place_of_its_embedder():
+    first, second = (f"transformer_blocks.{i}.norm1.emb" for i in range(2))
+    tables = {first: TableSpec(100), second: TableSpec(100, first)}
+    model = tiny.stamped_dit(Plan({"transformer_blocks.0.attn1.to_q": tiny.W8A8}, timesteps=tables))
+    rows = rows_of(model)
+    assert not any("timestep_embedder" in r["name"] for r in rows)
+    told = {r["name"]: r for r in rows if r["kind"] == "table"}
+    assert list(told) == [first, second]
+    assert (told[first]["shape"], told[first]["reason"]) == ([100, 16], "precomputed at 100 timesteps")
+    assert (told[second]["shape"], told[second]["reason"]) == (
+        [0, 0],
+        "precomputed, and stored once with others that give the same",
+    )
+    assert ("table", "full", "full", "-", "2", "1,600") in plan_rows(rows)
+    assert summary(rows)["layers"]["quantized"] == 1
+    assert {"name": f"{first}.time_proj", "type": "TimestepTable", "parameters": 1600} in stays(model)
+    expected = estimate(model, rows, torch.float32)["file_bytes"]
+    dense = tiny.stamped_dit(Plan({"transformer_blocks.0.attn1.to_q": tiny.W8A8}))
+    embedder = 256 * 16 + 16 + 16 * 16 + 16
+    assert estimate(dense, rows_of(dense), torch.float32)["file_bytes"] - expected == 4 * (2 * embedder - 1600)
+
+
 # --- widths that change with the noise level
 
 
@@ -122,7 +162,7 @@ def test_banks_are_all_stored():
 
 
 def test_a_plan_with_views_is_described_as_the_model_that_it_becomes():
-    plan, model = tiny.plan(), tiny.dit()
+    plan, model = dataclasses.replace(tiny.plan(), timesteps={}), tiny.dit()
     clock = Clock(plan.time_edges, plan.branches)
     ahead = describe(model, adapter_for(model), plan.layers, clock, plan.attention)
     assert ahead == rows_of(tiny.stamped_dit(plan))
@@ -131,7 +171,7 @@ def test_a_plan_with_views_is_described_as_the_model_that_it_becomes():
 
 
 def test_the_estimate_counts_views_once_and_banks_each(tmp_path):
-    model, dense = tiny.stamped_dit(tiny.plan()), tiny.dit()
+    model, dense = tiny.stamped_dit(dataclasses.replace(tiny.plan(), timesteps={})), tiny.dit()
     expected = estimate(dense, rows_of(model), torch.float32)["file_bytes"]
     dither.save(model, tmp_path / "m")
     (file,) = (tmp_path / "m").glob("*.safetensors")

@@ -26,6 +26,7 @@ from dither.spec import (
     Plan,
     Recipe,
     Rotation,
+    TableSpec,
     Timed,
     TwoRegion,
     View,
@@ -63,6 +64,9 @@ EVERY = [
     Plan(),
     Plan({"a.b": LinearSpec(Int(4)), "c": Timed((LinearSpec(),), (0,))}, (0.25, 0.5), 2),
     Plan({}, (), 1, {"a.attn": AttentionSpec(v=Act(Int(8)))}),
+    TableSpec(1000),
+    TableSpec(4, "a.emb"),
+    Plan(timesteps={"a.emb": TableSpec(4), "b.emb": TableSpec(4, "a.emb")}),
 ]
 
 ints = st.builds(Int, st.integers(1, 8), st.booleans(), st.integers(-1, 256))
@@ -99,6 +103,7 @@ plans = st.builds(
     edges,
     st.integers(1, 2),
     st.dictionaries(st.from_regex(r"[a-z.0-9]{1,8}"), attentions),
+    st.dictionaries(st.from_regex(r"[a-z.0-9]{1,8}"), st.builds(TableSpec, st.integers(1, 100_000))),
 )
 
 
@@ -160,6 +165,9 @@ def test_a_recipe_becomes_json() -> None:
         ({"kind": "two-region", "bits": 8, "signed": 1}, "two-region.signed"),
         ({"kind": "attention", "q": {"kind": "int", "bits": 4}}, "attention.q"),
         ({"kind": "plan", "attention": {"a": {"kind": "linear"}}}, "plan.attention"),
+        ({"kind": "plan", "timesteps": {"a": {"kind": "attention"}}}, "plan.timesteps"),
+        ({"kind": "table", "rows": 2.0}, "table.rows"),
+        ({"kind": "table", "rows": 2, "same_as": None}, "table.same_as"),
         ({"kind": "plan", "layers": {"a": {"kind": "int", "bits": 4}}}, "plan.layers"),
         ({"kind": "plan", "layers": []}, "plan.layers"),
         ({"kind": "plan", "time_edges": ["0.5"]}, "plan.time_edges"),
@@ -193,6 +201,12 @@ def test_foreign_json_is_refused(data: Any, message: str) -> None:
         lambda: Codebook(2, 65537),
         lambda: AttentionSpec(probs=Act(Int(8, group=4))),
         lambda: AttentionSpec(probs=Act(TwoRegion(8))),
+        lambda: TableSpec(0),
+        lambda: TableSpec(10**6),
+        lambda: Plan(timesteps={"a": TableSpec(4, "b")}),
+        lambda: Plan(timesteps={"a": TableSpec(4, "a")}),
+        lambda: Plan(timesteps={"a": TableSpec(4, "b"), "b": TableSpec(5)}),
+        lambda: Plan(timesteps={"a": TableSpec(4, "b"), "b": TableSpec(4, "c"), "c": TableSpec(4)}),
         lambda: Timed((), ()),
         lambda: Timed((LinearSpec(),), (1,)),
         lambda: Timed((LinearSpec(),), (-1,)),

@@ -69,7 +69,7 @@ def test_a_plan_ahead_says_what_the_model_will_be():
 
 
 def test_every_linear_has_a_row_and_kept_ones_a_reason():
-    model = tiny.stamped_dit(tiny.plan())
+    model = tiny.stamped_dit(tiny.linears())
     rows = describe(model, adapter_for(model))
     assert [r["name"] for r in rows] == [layer.name for layer in adapter_for(model).layers(tiny.dit())]
     keys = {"name", "kind", "shape", "weight", "act", "kernel", "simulated", "bits_per_weight", "reason"}
@@ -107,7 +107,7 @@ def test_a_layer_with_variants_counts_all_of_them():
 
 
 def test_the_summary_counts():
-    model = tiny.stamped_dit(tiny.plan())
+    model = tiny.stamped_dit(tiny.linears())
     rows = describe(model, adapter_for(model))
     found = summary(rows)
     assert found["layers"]["quantized"] == len(tiny.plan().layers)

@@ -1,5 +1,7 @@
 """Tiny models that tests quantize in place, round to nearest."""
 
+import dataclasses
+
 import torch
 from diffusers import DiTTransformer2DModel
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 from dither.checkpoint import Header, attach
 from dither.integrations.diffusers import ClockReader, stamp
 from dither.models import adapter_for
+from dither.models.embedders import embedding_at
 from dither.nn import QLinear, TimedLinear, ViewedLinear, install
 from dither.numerics import encode, random_signs, rotate, table_layout
 from dither.spec import (
@@ -18,6 +21,7 @@ from dither.spec import (
     LowRank,
     Plan,
     Rotation,
+    TableSpec,
     Timed,
     TwoRegion,
     View,
@@ -77,7 +81,14 @@ def plan() -> Plan:
     layers[BLOCK.format(0) + "ff.net.2"] = TIMED
     layers[BLOCK.format(0) + "attn1.to_k"] = VIEWS
     layers[BLOCK.format(1) + "ff.net.2"] = LinearSpec(None, Act(Int(8)), pre_scale=6)
-    return Plan(layers, (0.3, 0.7), 2, {BLOCK.format(1) + "attn1": ATTENTION})
+    tables = {BLOCK.format(1) + "norm1.emb": TableSpec(1000)}
+    tables[BLOCK.format(0) + "norm1.emb"] = TableSpec(1000, BLOCK.format(1) + "norm1.emb")
+    return Plan(layers, (0.3, 0.7), 2, {BLOCK.format(1) + "attn1": ATTENTION}, tables)
+
+
+def linears() -> Plan:
+    """The layers of ``plan`` alone."""
+    return dataclasses.replace(plan(), attention={}, timesteps={})
 
 
 def timeless() -> Plan:
@@ -126,7 +137,10 @@ def stored(module: nn.Module) -> list[QLinear]:
 def quantize(model: nn.Module, plan: Plan, read: object) -> Header:
     """Quantize a model in place as the plan says, and let it carry its header."""
     weights = {name: model.get_submodule(name).weight for name in plan.layers}
+    steps = {n: embedding_at(model, n, torch.arange(s.rows)) for n, s in plan.timesteps.items() if not s.same_as}
     install(model, plan, read)
+    for name, values in steps.items():
+        model.get_submodule(name).time_proj.load(values)
     for i, name in enumerate(plan.layers):
         module = model.get_submodule(name)
         for j, part in enumerate(stored(module)):

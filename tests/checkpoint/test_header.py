@@ -17,7 +17,7 @@ from dither.checkpoint import (
 )
 from dither.checkpoint.contents import expected_tensors
 from dither.errors import BadCheckpoint, DitherError
-from dither.spec import Act, Codebook, Int, LinearSpec, LowRank, Nested, Plan, Rotation, to_json
+from dither.spec import Act, Codebook, Int, LinearSpec, LowRank, Nested, Plan, Rotation, TableSpec, to_json
 
 
 def test_header_round_trips_through_json():
@@ -34,11 +34,19 @@ def test_header_round_trips_through_json():
         },
         (0.1, 1 / 3),
         2,
+        {"a.attn": tiny.ATTENTION},
+        {"a.emb": TableSpec(100), "b.emb": TableSpec(100, "a.emb"), "c.emb": TableSpec(100, "a.emb")},
     )
     header = Header(plan, {"name": "rtn", "stages": [["rtn", {"x": 1}]]}, "1.2.3")
     config = json.loads(json.dumps(config_of(header)))
     assert header_from(config) == header
-    assert len(config["plan"]["specs"]) == 5  # a and d share one
+    assert len(config["plan"]["specs"]) == 5 + 1 + 2  # a and d share one, b.emb and c.emb another
+
+
+def test_fields_that_name_nothing_are_left_out():
+    config = config_of(Header(tiny.PLAN))["plan"]
+    assert set(config) == {"specs", "layers", "time_edges", "branches"}
+    assert header_from(config_of(Header(Plan()))).plan == Plan()
 
 
 def test_header_of_a_plain_model():
@@ -89,6 +97,20 @@ BAD_HEADERS = {
     "no such view": (changed(specs=[{**VIEWS, "select": [0, 3]}], layers={}), "selects"),
     "view of a wrong kind": (changed(specs=[{**VIEWS, "views": [{"kind": "linear"}]}], layers={}), "views.views"),
     "a bare view": (changed(specs=[{"kind": "view", "bits": 4}], layers={}), "spec 0"),
+    "attention type": (changed(attention=[]), "'attention'"),
+    "timesteps type": (changed(timesteps=[]), "'timesteps'"),
+    "a linear as an attention": (changed(attention={"first": 0}), "'first' spec 0, which is not of kind 'attention'"),
+    "a linear as a table": (changed(timesteps={"first": 0}), "'first' spec 0, which is not of kind 'table'"),
+    "a table as a linear": (
+        changed(specs=[{"kind": "table", "rows": 9}], layers={"first": 0}),
+        "'first' spec 0, which is not of kind 'linear' or 'timed' or 'views'",
+    ),
+    "spec index of a table": (changed(timesteps={"emb": 99}), "'emb' the spec 99"),
+    "a table of nobody": (
+        changed(specs=[{"kind": "table", "rows": 9, "same_as": "x"}], layers={}, timesteps={"emb": 0}),
+        "'emb' reads the timestep table of 'x'",
+    ),
+    "endless table": (changed(specs=[{"kind": "table", "rows": 10**30}], layers={}), "timesteps"),
     "edges": (changed(time_edges=[0.5, 0.5]), "time edges"),
     "edge type": (changed(time_edges=["a"]), "time_edges"),
     "branches": (changed(branches=3), "3 branches"),

@@ -25,6 +25,7 @@ from dither.stages import (
     HessianTrace,
     Mixed,
     Phase,
+    Precompute,
     Program,
     Ranges,
     Rotate,
@@ -59,6 +60,11 @@ STATIC = Assign(weight=Int(8), act=Act(Int(8, False), static=True), adaln=Int(8)
 UNTIMED = dataclasses.replace(STATIC, time_groups=1, branches=1)
 
 ROWS: dict[str, tuple[Stage, tuple[Stage, ...]]] = {
+    "precompute": (Precompute(), (Precompute(), PLAIN, Rtn())),
+    "precompute before all": (
+        Precompute(steps=1001),
+        (Precompute(steps=1001), Smooth(data_free=True, calibrate=False), STATIC, Attention(), Gptq(), Ranges()),
+    ),
     "smooth": (Smooth(), (Smooth(), PLAIN, Rtn())),
     "smooth alpha 0": (Smooth(alpha=0.0), (Smooth(alpha=0.0), PLAIN, Rtn())),
     "smooth alpha 1": (Smooth(alpha=1.0), (Smooth(alpha=1.0), PLAIN, Rtn())),

@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from dither.spec import Plan
+from dither.spec import Plan, TableSpec
 
 X = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -21,7 +21,12 @@ def _fresh():
 def first_block(plan: Plan) -> Plan:
     """The plan of this block alone."""
     layers = {k: v for k, v in plan.layers.items() if k.startswith("transformer_blocks.0.")}
-    return dataclasses.replace(plan, layers=layers, attention={})
+    own = {
+        name: TableSpec(table.rows)
+        for name, table in plan.timesteps.items()
+        if name.startswith("transformer_blocks.0.")
+    }
+    return dataclasses.replace(plan, layers=layers, attention={}, timesteps=own)
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])

@@ -28,7 +28,7 @@ from dither.checkpoint.files import (
 )
 from dither.checkpoint.header import METHOD, Header, attach, config_of, header_from, header_of, plan_digest
 from dither.errors import BadCheckpoint, DitherError
-from dither.nn import QAttention, QLinear, Read, TimedLinear, ViewedLinear, attention_tensors, install
+from dither.nn import QAttention, QLinear, Read, TimedLinear, ViewedLinear, attention_tensors, install, timestep_tables
 from dither.spec import Plan, Spec, Timed
 
 __all__ = [
@@ -100,7 +100,9 @@ def load_into(model: nn.Module, directory: str | Path, read: Read | None = None)
         raise DitherError("this checkpoint has time groups or branches: give read=, which tells the time of a call")
     device_of = {name: value.device for name, value in model.state_dict().items()}
     dense = {name: linear.weight.device for name, linear in _linears(model).items() if name in plan.layers}
-    dense |= {name: next(model.get_submodule(name).parameters()).device for name in plan.attention}
+    modules = dict(model.named_modules())
+    others = (name for name in (*plan.attention, *plan.timesteps) if name in modules)
+    dense |= {name: p.device for name in others for p in list(modules[name].parameters())[:1]}
     with opened(weight_files(Path(directory))) as reader:
         check_files(reader, model, plan, required=True)
         tensors = {}
@@ -176,6 +178,9 @@ def check_installed(model: nn.Module, plan: Plan) -> None:
         part = modules.get(attention_tensors(name)[:-1])
         if not isinstance(part, QAttention) or part.spec != attention:
             raise DitherError(f"attention '{name}' is not quantized as the plan says")
+    tables = timestep_tables(model)
+    if odd := sorted(name for name in {**tables, **plan.timesteps} if tables.get(name) != plan.timesteps.get(name)):
+        raise DitherError(f"the timestep embedder '{odd[0]}' is not what the plan says")
     several = [f"{name}." for name, m in modules.items() if isinstance(m, TimedLinear | ViewedLinear)]
     for name, module in modules.items():
         if _spec_of(module) is not None and name not in plan.layers and not name.startswith(tuple(several)):

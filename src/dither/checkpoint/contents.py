@@ -17,7 +17,15 @@ from torch import Tensor, nn
 
 from dither.checkpoint.header import plan_digest
 from dither.errors import BadCheckpoint, BadFormat, BadModel
-from dither.nn import attention_layout, attention_tensors, tensor_layout, widths_of
+from dither.nn import (
+    EMBEDDER,
+    attention_layout,
+    attention_tensors,
+    embedding_width,
+    table_tensor,
+    tensor_layout,
+    widths_of,
+)
 from dither.numerics import Layout, hadamard_order, table_fault, table_layout, validate
 from dither.spec import AttentionSpec, Format, LinearSpec, Plan, Spec, Timed, Views
 
@@ -93,7 +101,31 @@ def expected_tensors(model: nn.Module, plan: Plan) -> Expected:
         head = attention_tensors(name)
         out = {k: v for k, v in out.items() if not k.startswith(head)}
         out |= {f"{head}{key}": entry for key, entry in _attention_layout(name, attention, module, plan).items()}
-    return out
+    return _with_tables(out, modules, plan)
+
+
+def _with_tables(expected: Expected, modules: Mapping[str, nn.Module], plan: Plan) -> Expected:
+    """The same with tables in the place of timestep embedders."""
+    widths: dict[str, int] = {}
+    for name in plan.timesteps:
+        if name not in modules:
+            raise BadCheckpoint(f"the plan names the timestep embedder '{name}', which the model does not have")
+        if inside := [layer for layer in plan.layers if layer.startswith(f"{name}.{EMBEDDER}.")]:
+            raise BadCheckpoint(f"the plan names layer '{inside[0]}', which the timestep table of '{name}' replaces")
+        try:
+            widths[name] = embedding_width(modules[name])
+        except BadModel as e:
+            raise BadCheckpoint(f"timestep embedder '{name}': {e}") from None
+    for name, table in plan.timesteps.items():
+        if table.same_as and widths[table.same_as] != widths[name]:
+            raise BadCheckpoint(
+                f"timestep embedder '{name}' gives {widths[name]} channels, and the table of '{table.same_as}' has "
+                f"{widths[table.same_as]}"
+            )
+        expected = {k: v for k, v in expected.items() if not k.startswith((f"{name}.{EMBEDDER}.", table_tensor(name)))}
+        if not table.same_as:
+            expected[table_tensor(name)] = ((table.rows, widths[name]), None)
+    return expected
 
 
 def _attention_layout(name: str, spec: AttentionSpec, module: nn.Module, plan: Plan) -> Layout:
@@ -126,7 +158,7 @@ def check_tensors(reader: "Described", expected: Expected, ignore: Sequence[str]
 
 
 def check_values(plan: Plan, shape_of: Mapping[str, tuple[int, int]], read: Callable[[str], Tensor]) -> None:
-    """Values of every quantized layer, one layer at a time.
+    """Values of every quantized layer, one layer at a time, of attentions and of timestep tables.
 
     Args:
         plan: of the checkpoint.
@@ -146,6 +178,9 @@ def check_values(plan: Plan, shape_of: Mapping[str, tuple[int, int]], read: Call
                 {key: read(head + key) for key in table_layout(act, max(1, act.grid.group))}, act.grid
             ):
                 raise BadCheckpoint(f"tensor '{head}{fault[0]}' {fault[1]}")
+    for name, steps in plan.timesteps.items():
+        if not steps.same_as:
+            _require(read(table_tensor(name)), -math.inf, math.inf, table_tensor(name))
 
 
 def _stored(name: str, spec: Spec) -> list[tuple[str, LinearSpec]]:

@@ -1,7 +1,8 @@
 """The header of a checkpoint: what was done (the plan), how it was found (the recipe), and who wrote it.
 
-It lies in ``config.json`` as plain JSON. Layers of one spec share one entry, so that it stays small for any model;
-attentions, where any is quantized, are named beside them (``"attention": {"blocks.0.attn": 1, ...}``):
+It lies in ``config.json`` as plain JSON. Layers of one spec share one entry, so that it stays small for any model. Quantized
+attentions are named beside them (``"attention": {"blocks.0.attn": 1, ...}``), and timestep embedders that became tables
+(``"timesteps": {"blocks.0.emb": 2, ...}``), where there are any:
 
     {"quant_method": "dither", "version": 1, "dither": "0.1.0", "recipe": {...} | null,
      "plan": {"specs": [{"kind": "linear", ...}, ...], "layers": {"blocks.0.fc": 0, ...}, "time_edges": [], "branches": 1}}
@@ -16,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from dither.errors import BadCheckpoint, BadFormat, DitherError
-from dither.spec import AttentionSpec, LinearSpec, Plan, Spec, Timed, Views, from_json, to_json
+from dither.spec import AttentionSpec, LinearSpec, Plan, Spec, TableSpec, Timed, Views, from_json, to_json
 
 __all__ = ["FORMAT", "METHOD", "Header", "attach", "config_of", "header_from", "header_of", "plan_digest"]
 
@@ -26,6 +27,12 @@ FORMAT = 1
 """Version of the layout on disk. Other versions are refused, never guessed at."""
 _FIELDS = {"quant_method", "version", "dither", "plan", "recipe"}
 _PLAN_FIELDS = {"specs", "layers", "time_edges", "branches"}
+_NAMED: dict[str, tuple[type[Any], ...]] = {
+    "layers": (LinearSpec, Timed, Views),
+    "attention": (AttentionSpec,),
+    "timesteps": (TableSpec,),
+}
+"""Fields of a plan that map names to specs, and the kinds that these may be; all but ``layers`` are left out where empty."""
 
 
 @dataclass(frozen=True)
@@ -58,19 +65,19 @@ def header_of(model: nn.Module) -> Header:
 
 def config_of(header: Header) -> dict[str, Any]:
     """The header as JSON."""
-    specs: list[Spec | AttentionSpec] = []
-    named: list[dict[str, int]] = []
-    for found in (header.plan.layers, header.plan.attention):
-        named.append({})
+    specs: list[Spec | AttentionSpec | TableSpec] = []
+    named: dict[str, dict[str, int]] = {}
+    for field in _NAMED:
+        found: Mapping[str, Spec | AttentionSpec | TableSpec] = getattr(header.plan, field)
+        named[field] = {}
         for name in sorted(found):  # JSON objects have no order: one plan, one text
             spec = found[name]
             if spec not in specs:
                 specs.append(spec)
-            named[-1][name] = specs.index(spec)
+            named[field][name] = specs.index(spec)
     plan = {
         "specs": to_json(specs),
-        "layers": named[0],
-        **({"attention": named[1]} if named[1] else {}),
+        **{field: names for field, names in named.items() if names or field in _PLAN_FIELDS},
         "time_edges": list(header.plan.time_edges),
         "branches": header.plan.branches,
     }
@@ -107,32 +114,31 @@ def plan_digest(plan: Plan) -> str:
 
 
 def _plan_from(data: Any) -> Plan:
-    if isinstance(data, Mapping) and "attention" in data:
-        attention = data["attention"]
-        data = {key: value for key, value in data.items() if key != "attention"}
-    else:
-        attention = {}
-    _keys(data, _PLAN_FIELDS, "plan")
-    if not isinstance(data["specs"], list) or not all(isinstance(d, Mapping) for d in (data["layers"], attention)):
-        raise BadCheckpoint("the plan needs a list 'specs', an object 'layers' and none or an object 'attention'")
+    if isinstance(data, Mapping):
+        data = {**{field: {} for field in _NAMED if field not in _PLAN_FIELDS}, **data}
+    _keys(data, _PLAN_FIELDS | set(_NAMED), "plan")
+    if not isinstance(data["specs"], list) or not all(isinstance(data[field], Mapping) for field in _NAMED):
+        raise BadCheckpoint(f"the plan needs a list 'specs', and objects {', '.join(map(repr, _NAMED))}")
     specs = from_json(data["specs"])
     for i, spec in enumerate(specs):
-        if not isinstance(spec, LinearSpec | Timed | Views | AttentionSpec):
-            raise BadCheckpoint(f"spec {i} of the plan describes neither a linear nor an attention")
-    layers: dict[str, Spec] = dict(_named(specs, data["layers"], False))
-    products: dict[str, AttentionSpec] = dict(_named(specs, attention, True))
+        if not any(isinstance(spec, kinds) for kinds in _NAMED.values()):
+            raise BadCheckpoint(
+                f"spec {i} of the plan describes neither a linear nor an attention, nor a table of timesteps"
+            )
+    named = {field: dict(_named(specs, field, data[field])) for field in _NAMED}
     whole = from_json({"kind": "plan", "time_edges": data["time_edges"], "branches": data["branches"]})
-    return Plan(layers, tuple(float(e) for e in whole.time_edges), whole.branches, products)
+    return Plan(time_edges=tuple(float(e) for e in whole.time_edges), branches=whole.branches, **named)
 
 
-def _named(specs: Sequence[Any], names: Mapping[str, Any], attention: bool) -> Iterator[tuple[str, Any]]:
+def _named(specs: Sequence[Any], field: str, names: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Each name with the spec that its index means, which must be of the right kind."""
     for name, index in names.items():
         if type(index) is not int or not 0 <= index < len(specs):
             raise BadCheckpoint(f"the plan gives layer '{name}' the spec {index!r}; there are {len(specs)}")
-        if isinstance(specs[index], AttentionSpec) is not attention:
+        if not isinstance(specs[index], _NAMED[field]):
+            kinds = " or ".join(f"'{kind.kind}'" for kind in _NAMED[field])
             raise BadCheckpoint(
-                f"the plan gives '{name}' spec {index}, which is not of {'an attention' if attention else 'a linear'}"
+                f"the plan gives '{name}' spec {index}, which is not of kind {kinds} as '{field}' needs"
             )
         yield name, specs[index]
 

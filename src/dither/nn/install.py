@@ -1,4 +1,4 @@
-"""Putting quantized linears into a model, empty and ready to be loaded, as a plan says."""
+"""Putting quantized linears, attentions and timestep tables into a model, empty and ready to be loaded, as a plan says."""
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from dither.nn.activation import QActivation
 from dither.nn.attention import QAttention, widths_of
 from dither.nn.linear import QLinear
 from dither.nn.timed import TimedLinear, ViewedLinear
+from dither.nn.timestep_table import put_table
 from dither.spec import Plan, Spec, Timed, Views
 
 __all__ = ["build", "install", "packed_tensors", "replace"]
@@ -59,6 +60,10 @@ def install(
         if module is None:
             raise BadCheckpoint(f"the plan names attention '{name}', which the model does not have")
         QAttention(attention, widths_of(module), clock, device).attach(module)
+    for name, table in sorted(plan.timesteps.items(), key=lambda item: item[1].same_as != ""):  # what is read first
+        if name not in modules:
+            raise BadCheckpoint(f"the plan names the timestep embedder '{name}', which the model does not have")
+        put_table(model, name, table, device, dtype)
     return clock
 
 

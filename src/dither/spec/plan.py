@@ -7,7 +7,9 @@ from typing import ClassVar, TypeAlias
 from dither.errors import BadFormat
 from dither.spec.formats import Act, Format, Int, Nested
 
-__all__ = ["AttentionSpec", "LinearSpec", "LowRank", "Plan", "Rotation", "Spec", "Timed", "View", "Views"]
+__all__ = ["AttentionSpec", "LinearSpec", "LowRank", "Plan", "Rotation", "Spec", "TableSpec", "Timed", "View", "Views"]
+
+MOST_STEPS = 100_000
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,24 @@ class AttentionSpec:
 
 
 @dataclass(frozen=True)
+class TableSpec:
+    """A timestep embedder as its outputs at all whole timesteps: nothing else goes into it (TFMQ-DM, arXiv 2311.16503).
+
+    Args:
+        rows: timesteps 0 to ``rows - 1``.
+        same_as: name of the embedder whose table this one reads, where both give the same; empty: it has its own.
+    """
+
+    kind: ClassVar[str] = "table"
+    rows: int
+    same_as: str = ""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rows <= MOST_STEPS:
+            raise BadFormat(f"a table of {self.rows} timesteps: there must be 1 to {MOST_STEPS}")
+
+
+@dataclass(frozen=True)
 class Plan:
     """What was done to a model, stored with its checkpoint.
 
@@ -171,6 +191,7 @@ class Plan:
         time_edges: inner edges of the time groups, ascending in (0, 1), in normalized noise level (1 is pure noise).
         branches: 1, or 2 when conditional and unconditional rows have tables of their own.
         attention: attention module's name to spec.
+        timesteps: name of a module that embeds the timestep to the spec of its table.
     """
 
     kind: ClassVar[str] = "plan"
@@ -178,6 +199,7 @@ class Plan:
     time_edges: tuple[float, ...] = ()
     branches: int = 1
     attention: Mapping[str, AttentionSpec] = field(default_factory=dict)
+    timesteps: Mapping[str, TableSpec] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         edges = self.time_edges
@@ -185,6 +207,11 @@ class Plan:
             raise BadFormat(f"time edges {edges}: must ascend strictly inside (0, 1)")
         if self.branches not in (1, 2):
             raise BadFormat(f"{self.branches} branches: must be 1 or 2 (conditional, unconditional)")
+        for name, table in self.timesteps.items():
+            if table.same_as and self.timesteps.get(table.same_as) != TableSpec(table.rows):
+                raise BadFormat(
+                    f"'{name}' reads the timestep table of '{table.same_as}', which has none of its own of {table.rows} rows"
+                )
 
     @property
     def rows(self) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from dither.errors import BadCheckpoint
 from dither.spec.formats import Act, Codebook, Int, Log2, Nested, TwoRegion
-from dither.spec.plan import AttentionSpec, LinearSpec, LowRank, Plan, Rotation, Timed, View, Views
+from dither.spec.plan import AttentionSpec, LinearSpec, LowRank, Plan, Rotation, TableSpec, Timed, View, Views
 
 __all__ = ["fits", "from_json", "to_json"]
 
@@ -28,6 +28,7 @@ _TAGGED: dict[str, type[Any]] = {
         View,
         Views,
         AttentionSpec,
+        TableSpec,
         Plan,
     )
 }

@@ -25,6 +25,7 @@ from dither.stages.halve import Halve
 from dither.stages.hessian_trace import HessianTrace
 from dither.stages.lowrank import SplitLowRank
 from dither.stages.mixed import Mixed
+from dither.stages.precompute import Precompute
 from dither.stages.program import Program
 from dither.stages.ranges import Ranges
 from dither.stages.rotate import Rotate
@@ -51,6 +52,7 @@ __all__ = [
     "Job",
     "Mixed",
     "Phase",
+    "Precompute",
     "Program",
     "Ranges",
     "Rotate",
@@ -73,7 +75,8 @@ __all__ = [
 STAGES: dict[str, type[Any]] = {
     c.tag: c
     for c in (
-        Smooth, Rotate, Assign, Attention, Mixed, Program, Widen, Groups, GroupProgram, HessianTrace, Evolve,
+        Precompute, Smooth, Rotate,
+        Assign, Attention, Mixed, Program, Widen, Groups, GroupProgram, HessianTrace, Evolve,
         Halve, Split, TimeGroups, TimedSmooth,
         SplitLowRank, Clip, FisherScales, Gptq, Rtn,
         Ranges,
