@@ -13,6 +13,7 @@ from dither.recipes import recipe_from, recipe_to
 from dither.spec import Act, Bits, Codebook, Int, Recipe, from_json, to_json
 from dither.stages import (
     STAGES,
+    AdaRound,
     Assign,
     Attention,
     Clip,
@@ -23,11 +24,13 @@ from dither.stages import (
     Groups,
     Halve,
     HessianTrace,
+    Log2OrUniform,
     Mixed,
     Phase,
     Precompute,
     Program,
     Ranges,
+    Regions,
     Rotate,
     Rtn,
     Smooth,
@@ -58,6 +61,8 @@ BY_DISTANCE = dataclasses.replace(EVOLVE, judge="zoo:fashion")
 HALVE = Halve(candidates=4, sizes=(4, 8, 16), samples=2, most=4, steps=2)
 STATIC = Assign(weight=Int(8), act=Act(Int(8, False), static=True), adaln=Int(8), time_groups=3, branches=2)
 UNTIMED = dataclasses.replace(STATIC, time_groups=1, branches=1)
+
+ADAROUND = AdaRound(iterations=4, batch=8, again=2)
 
 ROWS: dict[str, tuple[Stage, tuple[Stage, ...]]] = {
     "precompute": (Precompute(), (Precompute(), PLAIN, Rtn())),
@@ -102,12 +107,20 @@ ROWS: dict[str, tuple[Stage, tuple[Stage, ...]]] = {
     "assign weight only": (Assign(weight=Int(3, False, 8)), (Assign(weight=Int(3, False, 8)), Rtn())),
     "assign codebook": (Assign(weight=Codebook(2, 16)), (Assign(weight=Codebook(2, 16)), Rtn())),
     "assign act only": (Assign(act=Act(Int(8))), (Assign(act=Act(Int(8))), Rtn())),
-    "attention": (Attention(), (PLAIN, Attention(), Rtn())),
-    "attention alone": (Attention(3, True, "to_v"), (Attention(3, True, "to_v"), Rtn())),
-    "attention of widths that change": (
-        Attention(bits=4),
-        (PLAIN, Widen(layers="to_q", ranges=2, at=(1,), weight=8), Attention(bits=4), Rtn()),
+    "attention": (Attention(), (PLAIN, Attention(), Rtn(), Ranges())),
+    "attention and probabilities, static": (
+        Attention(4, True, probs=8, static=True, layers="attn1"),
+        (STATIC, Attention(4, True, probs=8, static=True, layers="attn1"), Rtn(), Ranges()),
     ),
+    "regions": (Regions(), (STATIC, Attention(static=True, probs=8), Regions(), Rtn(), Ranges())),
+    "regions, shift, chosen": (
+        Regions(shift=True, choose=True, dynamic=True, rows=16),
+        (
+            STATIC, Attention(None, probs=6, static=True), Regions(shift=True, choose=True, dynamic=True, rows=16), Rtn(),
+            Ranges(top=1.0),
+        ),
+    ),
+    "log2": (Log2OrUniform(), (STATIC, Attention(static=True, probs=4), Log2OrUniform(), Rtn(), Ranges())),
     "widen always": (Widen(blocks=(-1,), weight=6, act=6), (PLAIN, Widen(blocks=(-1,), weight=6, act=6), Rtn())),
     "widen at times": (
         Widen(layers="ff|to_q", ranges=4, at=(0, 3), weight=8),
@@ -125,7 +138,7 @@ ROWS: dict[str, tuple[Stage, tuple[Stage, ...]]] = {
         (Rotate(), GROUPED, HessianTrace(sizes=(4, 8, 16), calls=2), Rtn()),
     ),
     "evolve": (EVOLVE, (Smooth(online=True), GROUPED, EVOLVE, Rtn())),
-    "evolve by distance": (BY_DISTANCE, (GROUPED, Attention(), BY_DISTANCE, Clip(outputs=False), Rtn())),
+    "evolve by distance": (BY_DISTANCE, (GROUPED, Attention(), BY_DISTANCE, Clip(outputs=False), Rtn(), Ranges())),
     "halve": (HALVE, (Rotate(), GROUPED, HALVE, Rtn())),
     "split": (
         Split(layers="ff.net.2", parts=(16, 48)),
@@ -146,6 +159,15 @@ ROWS: dict[str, tuple[Stage, tuple[Stage, ...]]] = {
     "fisher scales at the quantized point": (
         FisherScales(steps=10, rows=60, calls=2, quantized=True),
         (Smooth(online=True), PLAIN, FisherScales(steps=10, rows=60, calls=2, quantized=True), Rtn()),
+    ),
+    "adaround": (ADAROUND, (Smooth(online=True), PLAIN, ADAROUND, Rtn())),
+    "adaround by linears": (
+        dataclasses.replace(ADAROUND, blocks=False),
+        (GROUPED, Clip(outputs=False), dataclasses.replace(ADAROUND, blocks=False)),
+    ),
+    "adaround, static, in two passes and rounds": (
+        dataclasses.replace(ADAROUND, act_after=2, rounds=2),
+        (Rotate(), STATIC, dataclasses.replace(ADAROUND, act_after=2, rounds=2), Ranges()),
     ),
     "gptq": (Gptq(), (Smooth(online=True), PLAIN, Gptq())),
     "gptq in groups, by activation": (Gptq(act_order=True), (Rotate(), GROUPED, Gptq(act_order=True))),

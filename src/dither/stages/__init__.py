@@ -12,6 +12,7 @@ from typing import Any
 
 from dither.errors import BadCheckpoint, BadFormat, BadRecipe
 from dither.spec import Recipe, fits, from_json, to_json
+from dither.stages.adaround import AdaRound
 from dither.stages.assign import Assign
 from dither.stages.attention import Attention
 from dither.stages.base import Job, Phase, Stage, Store, Study, StudySettings
@@ -23,11 +24,13 @@ from dither.stages.group_program import GroupProgram
 from dither.stages.groups import Groups
 from dither.stages.halve import Halve
 from dither.stages.hessian_trace import HessianTrace
+from dither.stages.log2 import Log2OrUniform
 from dither.stages.lowrank import SplitLowRank
 from dither.stages.mixed import Mixed
 from dither.stages.precompute import Precompute
 from dither.stages.program import Program
 from dither.stages.ranges import Ranges
+from dither.stages.regions import Regions
 from dither.stages.rotate import Rotate
 from dither.stages.rtn import Rtn
 from dither.stages.smooth import Smooth
@@ -39,6 +42,7 @@ from dither.stages.widen import Widen
 __all__ = [
     "SEARCHES",
     "STAGES",
+    "AdaRound",
     "Assign",
     "Attention",
     "Clip",
@@ -50,11 +54,13 @@ __all__ = [
     "Halve",
     "HessianTrace",
     "Job",
+    "Log2OrUniform",
     "Mixed",
     "Phase",
     "Precompute",
     "Program",
     "Ranges",
+    "Regions",
     "Rotate",
     "Rtn",
     "Smooth",
@@ -76,9 +82,9 @@ STAGES: dict[str, type[Any]] = {
     c.tag: c
     for c in (
         Precompute, Smooth, Rotate,
-        Assign, Attention, Mixed, Program, Widen, Groups, GroupProgram, HessianTrace, Evolve,
+        Assign, Attention, Regions, Log2OrUniform, Mixed, Program, Widen, Groups, GroupProgram, HessianTrace, Evolve,
         Halve, Split, TimeGroups, TimedSmooth,
-        SplitLowRank, Clip, FisherScales, Gptq, Rtn,
+        SplitLowRank, Clip, FisherScales, AdaRound, Gptq, Rtn,
         Ranges,
     )
 }  # fmt: skip

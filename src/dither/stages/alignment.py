@@ -1,0 +1,61 @@
+"""Rounds of reconstruction on what the quantized model itself draws (TCAQ-DM's PAR, arXiv 2412.16700, section 3.4).
+
+Calls of the full-precision sampler are not those that the quantized one will make: its errors lead elsewhere. So after a
+round over the whole model the calls are recorded anew, with the model as it then is, and learned from again. Until the last
+round nothing is committed: layers are ``provisional``.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from dither.errors import BadRecipe
+from dither.models.base import Call, linear_at
+from dither.nn import replace as put
+from dither.stages.base import Job
+from dither.stages.building import besides_weight, buffers_of, filled
+
+__all__ = ["drawn", "provisional"]
+
+
+def drawn(job: Job, field: str) -> Sequence[Call]:
+    """Denoiser calls that the model makes now. BadRecipe names the field if they are given, and nothing can be drawn."""
+    before = job.calls
+    with _watching(job):
+        calls = job.record()
+    if calls is before:
+        raise BadRecipe(f"{field}: the calibration calls are given, so that the quantized model cannot draw its own")
+    return calls
+
+
+@contextmanager
+def _watching(job: Job) -> Iterator[None]:
+    """While inside, every call of the model sets the job's clock."""
+
+    def tell(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        job.clock.tell(job.rows(Call(args, kwargs)))
+
+    handle = job.model.register_forward_pre_hook(tell, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def provisional(job: Job, name: str, tensors: Mapping[str, Tensor], table: Mapping[str, Tensor]) -> None:
+    """Let a layer run as it would be committed with these tensors, without finishing it.
+
+    Args:
+        job: whose model it is in.
+        name: of the layer.
+        tensors: of its weight format.
+        table: ``act_scale`` and so on, of static inputs; without one they stay in full precision.
+    """
+    old, spec = linear_at(job.model, name), job.specs[name]
+    act = None if spec.act is not None and spec.act.static and not table else spec.act
+    buffers = {**besides_weight(old), **buffers_of(tensors), **table}
+    new = filled(name, old, replace(spec, act=act), buffers, job.clock, old.bias)
+    put(job.model, name, new.train(old.training))

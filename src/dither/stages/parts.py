@@ -1,0 +1,138 @@
+"""What is reconstructed together, in which order, and on what: blocks or single linears, with inputs and targets.
+
+Inside a block of a walk, targets are what the full-precision model gives there, and inputs what the quantized model gives. A
+linear outside of all blocks is its own target: what its full-precision weight makes of the inputs that it receives.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from dither.calibrate import PairStep, lockstep, replay, tapped
+from dither.models.base import Call
+from dither.stages.base import Job
+from dither.stages.minibatches import Samples, some_of
+
+__all__ = ["Draw", "Part", "full_precision", "parts_of", "some_calls", "walked"]
+
+Draw: TypeAlias = Callable[[], tuple[Sequence[Call], Sequence[Tensor]]]
+"""Gives denoiser calls to train on, and the clock rows of their samples."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Linears that are reconstructed together.
+
+    Args:
+        name: of the block, or of the linear alone.
+        layers: the linears.
+        block: that the part is or lies in; empty outside of all.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    block: str
+
+
+def parts_of(job: Job, names: Sequence[str], blocks: bool) -> list[Part]:
+    """Block by block, whole or one linear after the other, then what lies outside of all."""
+    layers = job.layers
+    found = []
+    for block in job.adapter.blocks(job.model):
+        inside = tuple(n for n in layers if n in names and layers[n].block == block)
+        if blocks and inside:
+            found.append(Part(block, inside, block))
+        else:
+            found += [Part(n, (n,), block) for n in inside]
+    return found + [Part(n, (n,), "") for n in layers if n in names and not layers[n].block]
+
+
+def full_precision(job: Job, module: nn.Module) -> nn.Module:
+    """A copy that stays as it is, under the job's own clock."""
+    return copy.deepcopy(module, {id(job.clock): job.clock})
+
+
+def some_calls(job: Job, every: Sequence[Call], samples: int) -> tuple[list[Call], list[Tensor]]:
+    """Calls with at most so many samples of all together, and their clock rows (b,): an equal share of each call, at random,
+    or one of every few calls."""
+    chosen = every[:: -(-len(every) // samples)]
+    share = samples // len(chosen)
+    make = torch.Generator().manual_seed(job.seed)
+    calls, rows = [], []
+    for call in chosen:
+        now = job.rows(call)
+        index = torch.randperm(len(now), generator=make)[:share].sort().values
+        calls.append(some_of(call, len(now), index.tolist()))
+        rows.append(now[index])
+    return calls, rows
+
+
+def walked(
+    job: Job, parts: Sequence[Part], exact: nn.Module, draw: Draw, lacking: Callable[[Part], bool]
+) -> Iterator[tuple[Part, Samples | None]]:
+    """Every part in order, with what to train it on; None where nothing of it is lacking.
+
+    Quantize a part before asking for the next one. Once nothing is lacking, nothing is walked any more.
+
+    Args:
+        job: whose model is walked.
+        parts: in order.
+        exact: the full-precision model: the job's own, which may change part by part, or a copy.
+        draw: asked only if anything is lacking.
+        lacking: whether a part must be trained.
+    """
+    inside, outside = [p for p in parts if p.block], [p for p in parts if not p.block]
+    calls, rows = draw() if any(map(lacking, parts)) else ([], [])
+    apart = None if exact is job.model else exact
+    if any(map(lacking, inside)):
+        for step in lockstep(job.model, job.adapter, calls, rows, job.clock.tell, apart):
+            mine = [p for p in inside if p.block == step.name]
+            yield from _within(job, step, mine, apart, rows, lacking)
+            inside = [p for p in inside if p not in mine]
+            if not any(map(lacking, inside)):
+                break
+    yield from ((part, None) for part in inside)
+    for part in outside:
+        if lacking(part):
+            received, _ = tapped(job.model, part.name, calls, rows, job.clock.tell)
+            own = exact.get_submodule(part.name)
+            yield (
+                part,
+                Samples.alike(received, [_answer(job, own, *pair) for pair in zip(received, rows, strict=True)], rows),
+            )
+        else:
+            yield part, None
+
+
+def _answer(job: Job, module: nn.Module, call: Call, rows: Tensor) -> Tensor:
+    job.clock.tell(rows)
+    answer: Tensor = replay(module, call)
+    return answer.cpu()
+
+
+def _within(
+    job: Job,
+    step: PairStep,
+    parts: Sequence[Part],
+    exact: nn.Module | None,
+    rows: Sequence[Tensor],
+    lacking: Callable[[Part], bool],
+) -> Iterator[tuple[Part, Samples | None]]:
+    """Parts of one block of a walk; ``exact`` as of ``lockstep``."""
+    block = step.module if exact is None else exact.get_submodule(step.name)
+    if exact is None and any(p.name != step.name for p in parts):  # no longer exact when its second linear comes
+        block = full_precision(job, block)
+    for part in parts:
+        if not lacking(part):
+            yield part, None
+        elif part.name == step.name:
+            yield part, Samples.alike(step.calls, step.targets, rows)
+        else:
+            name = part.name.removeprefix(f"{step.name}.")
+            received, _ = tapped(job.model.get_submodule(step.name), name, step.calls, rows, job.clock.tell)
+            _, given = tapped(block, name, step.exact, rows, job.clock.tell)
+            yield part, Samples.alike(received, given, rows)
