@@ -42,7 +42,7 @@ class FisherScales:
         weights: search the scales of weights; otherwise they are taken from min to max, or as ``clip`` has found them.
         inputs: search the scales of static inputs; otherwise they are taken from min to max.
         steps, low, high: candidates, as fractions of the full range: ``low + i (high - low) / steps``.
-        rounds: times that both sides have their turn, at most; it ends when nothing gets better.
+        rounds: times that both sides have their turn, at most; after two there is hardly anything left to gain.
         quantized: gradients of the squared error at the quantized point; otherwise of random signs times the output.
         calls: calibration calls that are looked at, at most, evenly spread over those that were recorded.
         rows: tokens kept of each layer, in equal shares for the time groups.
@@ -59,7 +59,7 @@ class FisherScales:
     steps: int = 100
     low: float = 0.01
     high: float = 1.2
-    rounds: int = 3
+    rounds: int = 2
     quantized: bool = False
     calls: int = 16
     rows: int = 512
