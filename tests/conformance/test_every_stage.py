@@ -116,7 +116,10 @@ ROWS: dict[str, tuple[Stage, tuple[Stage, ...]]] = {
     "regions, shift, chosen": (
         Regions(shift=True, choose=True, dynamic=True, rows=16),
         (
-            STATIC, Attention(None, probs=6, static=True), Regions(shift=True, choose=True, dynamic=True, rows=16), Rtn(),
+            STATIC,
+            Attention(None, probs=6, static=True),
+            Regions(shift=True, choose=True, dynamic=True, rows=16),
+            Rtn(),
             Ranges(top=1.0),
         ),
     ),

@@ -8,6 +8,8 @@ from torch import nn
 
 from dither.models import adapter_for
 from dither.models.embedders import embedders_of, embedding_at
+from dither.spec import Bits
+from dither.stages import Job, Precompute
 
 SIZES = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 3, "sample_size": 8, "patch_size": 2}
 
@@ -63,8 +65,9 @@ def test_the_embedding_is_an_mlp_of_sinusoids(build, name, shift):
 
 
 @pytest.mark.parametrize("build", [dit, pixart])
-def test_a_modulation_is_told_at_the_nearest_timestep_that_the_model_knows(build):
+def test_a_modulation_behind_tables_is_told_at_the_nearest_timestep_that_they_know(build):
     model = build()
+    Precompute().run(Job(model, adapter_for(model), Bits(8), 0, tuple))
     site = next(site for site in adapter_for(model).sites(model) if site.modulation is not None)
     with torch.no_grad():
         for near, known in ((0.5004, 0.5), (0.0, 0.0), (1.0, 0.999)):

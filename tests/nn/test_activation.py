@@ -68,5 +68,5 @@ def test_a_copy_and_a_state_dict_hold_the_same_table():
 
 @pytest.mark.parametrize("bad", [torch.ones(1, 2), torch.ones(2, 2, dtype=torch.float64)])
 def test_a_table_must_fit(bad):
-    with pytest.raises(BadCheckpoint, match="'scale'.*does not fit int4"):
+    with pytest.raises(BadCheckpoint, match=r"'scale'.*does not fit int4"):
         static().load({"scale": bad})

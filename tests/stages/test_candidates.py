@@ -9,7 +9,7 @@ import torch
 
 from dither.errors import BadRecipe, BadValue
 from dither.nn import QLinear
-from dither.spec import Act, Int, LinearSpec, Timed
+from dither.spec import Act, AttentionSpec, Int, LinearSpec, Timed
 from dither.stages import Assign, Rotate, Rtn, Smooth
 from dither.stages.candidates import Candidates, candidates_of
 from dither.stages.granularity import Limits, problem_of, settle
@@ -78,14 +78,14 @@ def test_while_pictures_are_drawn_every_promised_layer_is_imitated():
     assert seen[ADALN].spec.act is None
 
 
-def test_outputs_are_quantized_where_that_is_promised():
+def test_attention_is_quantized_where_that_is_promised_and_left_alone_afterwards():
     candidates, _ = prepared()
     plain = losses(candidates, MIDDLE)
-    for name in [n for n in candidates.job.specs if n.endswith("to_v")]:
-        spec = candidates.job.specs[name]
-        candidates.job.specs[name] = LinearSpec(spec.weight, spec.act, out=Act(Int(2, group=8)))
+    for i in range(2):
+        candidates.job.attend(f"transformer_blocks.{i}.attn1", AttentionSpec(v=Act(Int(2, group=8))))
     candidates.known.clear()
     assert losses(candidates, MIDDLE)[0] > 1.5 * plain[0]
+    assert not any("quantized" in name for name, _ in candidates.job.model.named_modules())
 
 
 def test_layers_are_put_back_bit_for_bit():

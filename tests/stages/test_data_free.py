@@ -19,7 +19,7 @@ def sites(model):
 def modulation(model, block: int, level: float, label: int) -> torch.Tensor:
     """What the block itself computes: (6, D)."""
     norm = model.transformer_blocks[block].norm1
-    embedding = norm.emb(torch.tensor([1000 * level]).round(), torch.tensor([label]), hidden_dtype=torch.float32)
+    embedding = norm.emb(torch.tensor([1000 * level]), torch.tensor([label]), hidden_dtype=torch.float32)
     return norm.linear(F.silu(embedding))[0].chunk(6)
 
 

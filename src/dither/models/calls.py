@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dither.errors import BadValue
 from dither.models.base import Call
 
-__all__ = ["argument", "latents_in", "level_in", "replace_first", "to_batch", "whole_steps"]
+__all__ = ["argument", "latents_in", "level_in", "replace_first", "steps_at", "to_batch"]
 
 
 def argument(call: Call, name: str, position: int) -> Any:
@@ -35,9 +35,10 @@ def level_in(model: nn.Module, call: Call, position: int, training_steps: int) -
     return to_batch(timestep, len(latents_in(model, call))).div(training_steps).clamp(0, 1)
 
 
-def whole_steps(levels: Tensor, training_steps: int) -> Tensor:
-    """The timesteps nearest to normalized noise levels, of those that a model was trained at; float, as some samplers'."""
-    return levels.mul(training_steps).round().clamp(0, training_steps - 1)
+def steps_at(levels: Tensor, training_steps: int, embedder: nn.Module) -> Tensor:
+    """The timesteps of normalized noise levels, float; whole ones where a table stands in the embedder's place."""
+    steps = levels.mul(training_steps)
+    return steps.round().clamp(0, training_steps - 1) if isinstance(embedder, nn.Identity) else steps
 
 
 def to_batch(value: Any, batch: int) -> Tensor:

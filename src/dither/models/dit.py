@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dither.errors import BadValue
 from dither.models.base import AdaLN, Call, Layer, Rows, Site, linear_at
-from dither.models.calls import argument, latents_in, level_in, replace_first, to_batch, whole_steps
+from dither.models.calls import argument, latents_in, level_in, replace_first, steps_at, to_batch
 from dither.models.linears import Rule, layer_by_rule, linears_of, need, stack_of
 
 __all__ = ["DiT", "LabelInputs", "LabelModulation"]
@@ -123,12 +123,12 @@ class LabelInputs:
 def _embedded(model: nn.Module, block: str, levels: Tensor) -> Tensor:
     """``silu(emb(timestep, label))`` of a block, (L * classes, D): every class, then the null class, at each level (L,).
 
-    Levels count as the nearest timestep that the model can be called at.
+    Where a table stands in the embedder's place a level counts as the nearest whole timestep.
     """
     norm = cast(Any, model.get_submodule(f"{block}.norm1"))
     table = norm.emb.class_embedder.embedding_table.weight  # (classes, D)
     labels = torch.arange(len(table), device=table.device).repeat(len(levels))
-    steps = whole_steps(levels, TRAINING_STEPS).to(table.device).repeat_interleave(len(table))
+    steps = steps_at(levels, TRAINING_STEPS, norm.emb.timestep_embedder).to(table.device).repeat_interleave(len(table))
     return cast(Tensor, norm.silu(norm.emb(steps, labels, hidden_dtype=table.dtype)))
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from dither.models.base import Call, Layer, Rows, Site
-from dither.models.calls import latents_in, level_in, replace_first, whole_steps
+from dither.models.calls import latents_in, level_in, replace_first, steps_at
 from dither.models.linears import Rule, layer_by_rule, linears_of, need, stack_of
 
 __all__ = ["PixArt", "TableModulation"]
@@ -95,9 +95,10 @@ class TableModulation:
     shift: int
 
     def __call__(self, model: nn.Module, levels: Tensor) -> tuple[Tensor, Tensor]:
-        """(L, D) each, at the timesteps nearest to these noise levels (L,)."""
+        """(L, D) each, at these noise levels (L,)."""
         table: Tensor = cast(Any, model.get_submodule(self.block)).scale_shift_table  # (6, D)
-        steps = whole_steps(levels, TRAINING_STEPS).to(table.device)
+        embedder = cast(Any, model).adaln_single.emb.timestep_embedder
+        steps = steps_at(levels, TRAINING_STEPS, embedder).to(table.device)
         made = cast(Any, model).adaln_single(steps, batch_size=len(levels), hidden_dtype=table.dtype)[0]  # (L, 6 D)
         rows = (table + made.reshape(len(levels), *table.shape)).float()  # (L, 6, D)
         return rows[:, self.shift + 1], rows[:, self.shift]

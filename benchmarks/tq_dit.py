@@ -1,0 +1,87 @@
+"""``python -m benchmarks.tq_dit [--steps 10|25|50]``: TQ-DiT (arXiv 2502.04056), PTQ4DiT (2405.16005), Q-Diffusion
+(2302.04304) and TCAQ-DM (2412.16700) component by component, at several numbers of sampling steps.
+
+One quantized model serves every number of steps: ranges are looked up by noise level. The lines are all measured at 10 steps,
+where a row is cheapest; whole methods at 25 and 50 as well. See ``components`` for how a row is measured, and how several
+processes share the rows.
+"""
+
+import sys
+from collections.abc import Mapping
+
+from benchmarks.components import Components, Line
+
+MODELS = ("zoo:fashion", "zoo:fashion-hard")
+WIDTHS = ("w8a8", "w6a6", "w4a8")
+TIMELESS = "time-groups=off"
+ONE_REGION = "regions=off"
+SEARCHED = "fisher-scales=off"
+SYMMETRIC = "assign.act.grid.symmetric=true"
+UNBALANCED = "smooth=off"
+ROUNDED = "adaround=off"
+
+
+def by_time(groups: int) -> Line:
+    return Line(f"+ time groups, {groups}", "tq-dit", (SEARCHED, f"time-groups.groups={groups}"), WIDTHS)
+
+
+LINES = (
+    Line("static RTN, symmetric", "tq-dit", (ONE_REGION, TIMELESS, SEARCHED, SYMMETRIC), WIDTHS),
+    Line("static RTN", "tq-dit", (ONE_REGION, TIMELESS, SEARCHED), WIDTHS),
+    Line("+ two regions", "tq-dit", (TIMELESS, SEARCHED), WIDTHS),
+    *(by_time(groups) for groups in (2, 5, 10, 25)),
+    Line("+ learned time groups, 10", "tq-dit", (SEARCHED, "time-groups.learned=true"), WIDTHS),
+    Line("TQ-DiT: + Fisher scales", "tq-dit", (), WIDTHS),
+    Line("TQ-DiT without time groups", "tq-dit", (TIMELESS,), WIDTHS),
+    Line("TQ-DiT as released", "tq-dit-released", (), WIDTHS),
+    Line("TQ-DiT, balanced", "tq-dit-balanced", (), WIDTHS),
+    Line("static RTN, zero points", "ptq4dit", (UNBALANCED, ROUNDED), WIDTHS),
+    Line("+ balanced channels", "ptq4dit", (ROUNDED, "smooth.aggregate=max"), WIDTHS),
+    Line("+ Spearman's weights", "ptq4dit", (ROUNDED,), WIDTHS),
+    Line("PTQ4DiT: + reconstruction", "ptq4dit", (), WIDTHS),
+    Line("reconstruction alone", "ptq4dit", (UNBALANCED,), WIDTHS),
+    Line("Q-Diffusion", "q-diffusion", (), WIDTHS),
+    Line("TCAQ-DM", "tcaq-dm", (), WIDTHS),
+)
+PAIRS = (
+    ("+ two regions", "static RTN"),
+    ("+ time groups, 10", "+ two regions"),
+    ("+ time groups, 25", "+ time groups, 10"),
+    ("+ learned time groups, 10", "+ time groups, 10"),
+    ("TQ-DiT: + Fisher scales", "+ time groups, 10"),
+    ("TQ-DiT: + Fisher scales", "TQ-DiT without time groups"),
+    ("TQ-DiT: + Fisher scales", "static RTN"),
+    ("TQ-DiT: + Fisher scales", "static RTN, symmetric"),
+    ("TQ-DiT: + Fisher scales", "TQ-DiT as released"),
+    ("TQ-DiT, balanced", "TQ-DiT: + Fisher scales"),
+    ("TQ-DiT, balanced", "static RTN"),
+    ("TQ-DiT, balanced", "static RTN, symmetric"),
+    ("+ balanced channels", "static RTN, zero points"),
+    ("+ Spearman's weights", "+ balanced channels"),
+    ("PTQ4DiT: + reconstruction", "+ Spearman's weights"),
+    ("PTQ4DiT: + reconstruction", "reconstruction alone"),
+    ("PTQ4DiT: + reconstruction", "Q-Diffusion"),
+    ("PTQ4DiT: + reconstruction", "TCAQ-DM"),
+)
+WHOLE = ("static RTN", "TQ-DiT: + Fisher scales", "TQ-DiT, balanced", "PTQ4DiT: + reconstruction", "Q-Diffusion")
+"""Lines that are measured at more steps too."""
+
+
+def study(steps: int) -> Components:
+    """The lines of a number of steps, and the result that they go into."""
+    lines = LINES if steps == 10 else tuple(line for line in LINES if line.name in WHOLE)
+    name = "tq_dit" if steps == 10 else f"tq_dit_{steps}"
+    return Components("benchmarks.tq_dit", __doc__, name, lines, PAIRS, MODELS, WIDTHS, steps)
+
+
+STUDIES: Mapping[int, Components] = {steps: study(steps) for steps in (10, 25, 50)}
+
+
+def main(words: list[str]) -> int:
+    """Exit status: 1 if a row failed."""
+    asked = STUDIES[10].parsed(words).steps
+    return STUDIES.get(asked, STUDIES[10]).main(words)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
