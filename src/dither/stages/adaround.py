@@ -50,8 +50,7 @@ STRIDE = 1_000_003
 class AdaRound:
     """Learns the rounding of every integer weight; other formats are left to other stages.
 
-    Ranges of weights are those of ``clip`` where it stands before, else min-max. The defaults are those of a short training:
-    the papers take 20,000 iterations of 32 samples at a rate of 0.001, with b from 20 on.
+    Ranges of weights are those of ``clip`` where it stands before, else min-max.
 
     Args:
         blocks: reconstruct whole blocks; otherwise one linear after the other (AdaRound without BRECQ).
@@ -77,21 +76,21 @@ class AdaRound:
     phase: ClassVar[Phase] = Phase.WEIGHT
     paper: ClassVar[str] = "2004.10568"
     blocks: bool = True
-    iterations: int = 1000
-    batch: int = 16
-    lr: float = 0.2
-    regularizer: float = 100.0
+    iterations: int = 500
+    batch: int = 32
+    lr: float = 1e-2
+    regularizer: float = 1.0
     warm_up: float = 0.2
-    begin: float = 8.0
+    begin: float = 20.0
     end: float = 2.0
     power: float = 2.0
     act: bool = True
-    act_lr: float = 5e-3
+    act_lr: float = 1e-3
     act_after: int = 0
     act_power: float = 2.4
     samples: int = 1024
     rounds: int = 1
-    again: int = 400
+    again: int = 250
 
     def run(self, job: Job) -> None:
         """Commit every layer whose weight is to be integers, and switch learned static inputs on."""
@@ -99,11 +98,11 @@ class AdaRound:
         parts = parts_of(job, _chosen(job), self.blocks)
         if not parts:
             return
-        recorded = job.calls  # before anything changes, also where an interrupted run goes on
+        job.calls  # noqa: B018, recorded before anything changes, also where an interrupted run goes on
         last, done = self.rounds - 1, not any(_lacking(job, part) for part in parts)
         exact = job.model if done or not last else full_precision(job, job.model)
         for turn in range(last if done else 0, self.rounds):
-            draw = partial(self._calls, job, recorded, turn)
+            draw = partial(self._calls, job, turn)
             lacking = partial(_lacking, job, turn=None if turn == last else turn)
             for i, (part, samples) in enumerate(walked(job, parts, exact, draw, lacking)):
                 seed = (job.seed * self.rounds + turn) * STRIDE + i
@@ -124,10 +123,9 @@ class AdaRound:
         if self.act_after and not self.act:
             raise BadRecipe(f"adaround.act_after {self.act_after}: adaround.act false learns no steps")
 
-    def _calls(self, job: Job, recorded: Sequence[Call], turn: int) -> tuple[Sequence[Call], Sequence[Tensor]]:
+    def _calls(self, job: Job, turn: int) -> tuple[Sequence[Call], Sequence[Tensor]]:
         """What a round is trained on."""
-        every = drawn(job, f"{self.tag}.rounds {self.rounds}") if turn else recorded
-        return some_calls(job, every, self.samples)
+        return some_calls(job, drawn(job, f"{self.tag}.rounds {self.rounds}") if turn else job.calls, self.samples)
 
     def _reconstructed(
         self, job: Job, part: Part, exact: nn.Module, samples: Samples, turn: int, seed: int

@@ -7,8 +7,7 @@ predecessors leave it. After a warm-up without the regularizer its b falls linea
 
 Both terms are means, and E0 is the error that rounding the unit's weights to nearest makes alone: lambda is counted in that
 error, and neither the number of tokens, nor resolution, width, depth or bits change the balance. (The papers add up over
-tokens and over weights.) The sum of both counts once for each weight: a weight's gradients must not become so small in large
-units that Adam takes them for nothing.
+tokens and over weights.)
 """
 
 import math
@@ -118,11 +117,10 @@ class Unit:
                 standin.rounds_inputs = True
         after = self._error(power)
         if not after <= before:
-            after = before
             for standin in self.standins:
                 standin.restart()
         size = self._size(power)
-        return Result(before / size, after / size, self._moved())
+        return Result(before / size, min(after, before) / size, self._moved())
 
     def _train(self, schedule: Schedule, unit: float, generator: torch.Generator) -> None:
         roundings = [s.rounding.alpha for s in self.standins] if schedule.lr else []
@@ -134,7 +132,6 @@ class Unit:
         for standin in self.standins:
             standin.rounds_inputs = schedule.static or standin.steps is None
         optimizer = torch.optim.Adam(groups)
-        count = sum(s.rounding.alpha.numel() for s in self.standins)
         for i in range(schedule.iterations):
             batch = self.samples.draw(schedule.batch, generator)
             if steps:
@@ -146,11 +143,8 @@ class Unit:
                 loss = self._loss(batch, schedule.power, gradients=True) / unit
                 if penalty is not None:
                     loss = loss + schedule.regularizer * penalty
-                loss = loss * count
             if not bool(torch.isfinite(loss)):
-                raise BadValue(
-                    f"reconstruction of '{self.name}': the loss is {float(loss.detach())} after {i} iterations"
-                )
+                raise BadValue(f"reconstruction of '{self.name}': the loss is {float(loss.detach())} after {i} iterations")
             learned = [*roundings, *steps]
             for tensor, gradient in zip(learned, torch.autograd.grad(loss, learned), strict=True):
                 tensor.grad = gradient
