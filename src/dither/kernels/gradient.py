@@ -4,9 +4,10 @@
     backward   dL/dx = dL/dy decode(weight),   dL/dbias = sum dL/dy
 
 as if rounding the input were the identity, so that LoRA adapters and guidance can be trained through integer kernels. The
-packed weight itself gets no gradient.
+packed weight itself gets no gradient. Whatever else rounds an activation passes gradients as they are, too.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from dither.kernels.table import Inputs, Kernel
 from dither.numerics import decode
 
-__all__ = ["run"]
+__all__ = ["run", "straight_through"]
 
 
 def run(kernel: Kernel, inputs: Inputs) -> Tensor:
@@ -25,6 +26,25 @@ def run(kernel: Kernel, inputs: Inputs) -> Tensor:
         y: Tensor = _StraightThrough.apply(x, bias, kernel, inputs)  # type: ignore[no-untyped-call]
         return y
     return kernel.run(inputs)
+
+
+def straight_through(x: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
+    """``rounded(x)``, of the shape of x; where x asks for a gradient it gets that of the result."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        y: Tensor = _Rounded.apply(x, rounded)  # type: ignore[no-untyped-call]
+        return y
+    return rounded(x)
+
+
+class _Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.dtype = x.dtype
+        return rounded(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.to(ctx.dtype), None
 
 
 class _StraightThrough(torch.autograd.Function):

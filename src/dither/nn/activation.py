@@ -5,13 +5,13 @@ It is simulated: the values that the codes stand for, in the dtype of the input.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dither.clock import Clock
-from dither.errors import BadCheckpoint
+from dither.kernels.gradient import straight_through
+from dither.nn.buffers import keep_dtypes, take
 from dither.numerics import act_quantize, dynamic_table, table_layout
 from dither.spec import Act
 
@@ -41,20 +41,14 @@ class QActivation(nn.Module):
 
     def load(self, tensors: Mapping[str, Tensor]) -> "QActivation":
         """Take these tensors as the buffers of the same names, without a copy; names, shapes and dtypes must fit."""
-        for name, tensor in tensors.items():
-            have = self._buffers.get(name)
-            if have is None or have.shape != tensor.shape or have.dtype != tensor.dtype:
-                raise BadCheckpoint(f"tensor '{name}' {tuple(tensor.shape)} {tensor.dtype} does not fit {self.act}")
-            self._buffers[name] = tensor
+        take(self, tensors, self.act)
         return self
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., K) in its own dtype."""
         if self.act is None:
             return x
-        if torch.is_grad_enabled() and x.requires_grad:
-            return x + (self._rounded(x.detach()) - x.detach())
-        return self._rounded(x)
+        return straight_through(x, self._rounded)
 
     def _rounded(self, x: Tensor) -> Tensor:
         assert self.act is not None  # see forward
@@ -66,13 +60,10 @@ class QActivation(nn.Module):
         return act_quantize(wide, self.act.grid, table).to(x.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QActivation":
-        """Move; scales stay float32 whatever ``.half()`` or ``.to(dtype)`` ask."""
+        """Move or cast; the table keeps its dtypes."""
         kept = self.packed()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, before in kept.items():
-            after: Any = self._buffers[name]
-            if after.dtype != before.dtype:
-                self._buffers[name] = before.to(after.device)
+        keep_dtypes(self, kept)
         return self
 
     def extra_repr(self) -> str:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from dither.clock import Clock
-from dither.errors import BadCheckpoint, BadFormat
+from dither.errors import BadFormat
 from dither.kernels import Inputs, Kernel, choose, is_simulated
 from dither.kernels.gradient import run
+from dither.nn.buffers import keep_dtypes, take
 from dither.numerics import decode, layout, rotate, table_layout, unrotate
 from dither.packed import PackedWeight
 from dither.spec import Format, LinearSpec
@@ -148,11 +149,7 @@ class QLinear(nn.Linear):
 
     def load(self, tensors: Mapping[str, Tensor]) -> "QLinear":
         """Take these tensors as the buffers of the same names, without a copy; names, shapes and dtypes must fit."""
-        for name, tensor in tensors.items():
-            have = self._buffers.get(name)
-            if have is None or have.shape != tensor.shape or have.dtype != tensor.dtype:
-                raise BadCheckpoint(f"tensor '{name}' {tuple(tensor.shape)} {tensor.dtype} does not fit {self.spec}")
-            self._buffers[name] = tensor
+        take(self, tensors, self.spec)
         self._forget()
         return self
 
@@ -241,13 +238,10 @@ class QLinear(nn.Linear):
         return stored["dense"].float() if fmt is None else decode(stored, fmt, shape)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QLinear":
-        """Move or cast; scales stay float32 whatever ``.half()`` or ``.to(dtype)`` ask, or quality is lost unseen."""
+        """Move or cast; packed buffers keep their dtypes."""
         kept = self.packed()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, before in kept.items():
-            after = self._buffers[name]
-            if after is not None and after.dtype != before.dtype:
-                self._buffers[name] = before.to(after.device)
+        keep_dtypes(self, kept)
         self._forget()
         for way in self.ways:
             way.kernel = None

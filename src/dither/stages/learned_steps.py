@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from dither.clock import Clock
-from dither.numerics import Table, dynamic_grid, fake_quantize, grouped
+from dither.kernels.gradient import straight_through
+from dither.numerics import Table, act_quantize, dynamic_table, fake_quantize, grouped
 from dither.spec import Int
 
 __all__ = ["LearnedSteps", "dynamic"]
@@ -57,26 +58,7 @@ class LearnedSteps:
 
 def dynamic(x: Tensor, grid: Int) -> Tensor:
     """x (..., K) on a grid with ranges of its own, float32; nothing is out of range, and gradients pass straight through."""
-    if not torch.is_grad_enabled():
-        return _dynamic(x, grid)
-    rounded: Tensor = _Straight.apply(x, grid)  # type: ignore[no-untyped-call]
-    return rounded
-
-
-def _dynamic(x: Tensor, grid: Int) -> Tensor:
-    x = x.float()
-    return fake_quantize(x, grid, *dynamic_grid(x, grid))
-
-
-class _Straight(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, grid: Int) -> Tensor:
-        ctx.dtype = x.dtype
-        return _dynamic(x, grid)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.to(ctx.dtype), None
+    return straight_through(x, lambda x: act_quantize(x, grid, dynamic_table(x, grid)))
 
 
 class _Rounded(torch.autograd.Function):

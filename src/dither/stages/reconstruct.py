@@ -144,7 +144,9 @@ class Unit:
                 if penalty is not None:
                     loss = loss + schedule.regularizer * penalty
             if not bool(torch.isfinite(loss)):
-                raise BadValue(f"reconstruction of '{self.name}': the loss is {float(loss.detach())} after {i} iterations")
+                raise BadValue(
+                    f"reconstruction of '{self.name}': the loss is {float(loss.detach())} after {i} iterations"
+                )
             learned = [*roundings, *steps]
             for tensor, gradient in zip(learned, torch.autograd.grad(loss, learned), strict=True):
                 tensor.grad = gradient
