@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["AbsMax", "GroupRange", "MinMax", "MovingRange", "Probe", "RowSample", "RowsByTime"]
+__all__ = ["AbsMax", "GroupRange", "MinMax", "MovingRange", "Probe", "RowSample", "RowsByTime", "seen_ranges"]
 
 
 class Probe(Protocol):
@@ -106,6 +106,12 @@ class MovingRange:
         return torch.where(torch.isfinite(new), torch.where(torch.isfinite(old), moved, new), old)
 
 
+def seen_ranges(lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+    """Ranges (R, G) in which every row that no call fell into, where they are infinite, has the range of all the others."""
+    seen = torch.isfinite(lo).all(1)
+    return torch.where(seen[:, None], lo, lo[seen].amin(0)), torch.where(seen[:, None], hi, hi[seen].amax(0))
+
+
 class RowSample:
     """A few input rows of every call, as whole tokens: ``value`` (n, K) float32; memory is bounded by ``limit`` rows.
 
@@ -134,7 +140,7 @@ class RowSample:
 
 
 class RowsByTime:
-    """Some input rows for each clock row, in a ``RowSample`` of its own: ``parts``, one or R; and the largest value of all.
+    """Some input rows for each clock row, in a ``RowSample`` of its own: ``parts``, one or R.
 
     Args:
         count: R; with 1 all calls share one.
@@ -144,11 +150,9 @@ class RowsByTime:
 
     def __init__(self, count: int, limit: int, seed: int = 0) -> None:
         self.parts = [RowSample(limit, seed=seed) for _ in range(count)]
-        self.ends = GroupRange(1, count)
 
     def update(self, x: Tensor, rows: Tensor) -> None:
         """Take in one call's input."""
-        self.ends.update(x, rows)
         samples, index = _per_sample(x, rows), _fold_rows(rows, len(self.parts))
         for row in sorted(set(index.tolist())):
             self.parts[row].update(samples[index == row], rows)

@@ -9,9 +9,10 @@ import torch
 
 from dither.errors import BadRecipe, BadValue
 from dither.models import adapter_for
+from dither.probes import RowsByTime
 from dither.spec import Bits
 from dither.stages import Job
-from dither.stages.channels import Source, Times, _TokensByRange
+from dither.stages.channels import Source, Times
 
 SITE = "transformer_blocks.1.norm1"
 PLAIN = Source("stage", data_free=False, calibrate=True, levels=4, rows=0)
@@ -117,7 +118,7 @@ def test_measured_tokens_come_from_their_range():
 
 
 def test_tokens_of_a_batch_of_mixed_ranges_go_to_their_own():
-    probe = _TokensByRange(2, rows=64, seed=0)
+    probe = RowsByTime(2, limit=64, seed=0)
     x = torch.arange(4.0).view(4, 1, 1).expand(4, 3, 2)  # each sample holds its own number
     probe.update(x, torch.tensor([0, 1, 1, 0]))
     assert set(probe.parts[0].value.flatten().tolist()) == {0.0, 3.0}
@@ -125,7 +126,7 @@ def test_tokens_of_a_batch_of_mixed_ranges_go_to_their_own():
 
 
 def test_an_input_that_all_samples_share_goes_to_all_their_ranges():
-    probe = _TokensByRange(2, rows=64, seed=0)
+    probe = RowsByTime(2, limit=64, seed=0)
     probe.update(torch.ones(3, 2), torch.tensor([0, 1]))
     assert [set(p.value.flatten().tolist()) for p in probe.parts] == [{1.0}, {1.0}]
 

@@ -12,10 +12,11 @@ from dither.models import Call
 from dither.numerics import dynamic_grid, fake_quantize, grid
 from dither.spec import Act, Int, LinearSpec
 from dither.stages.learned_steps import LearnedSteps
+from dither.stages.meanwhile import instead
 from dither.stages.minibatches import Samples
 from dither.stages.reconstruct import Schedule, Unit
 from dither.stages.soft_rounding import SoftRounding
-from dither.stages.stand_in import StandIn, in_place
+from dither.stages.stand_in import StandIn
 
 FMT = Int(3, False)
 FAST = Schedule(200, 8, 0.2, 0.0, 3.0, 0.2, 20.0, 2.0, 2.0)
@@ -59,7 +60,7 @@ def trained(*schedules: Schedule, samples: Samples | None = None, made=None, blo
     block = block or Block()
     samples = samples or data(block)
     made = made or standins(block)
-    with torch.no_grad(), in_place(block, made):
+    with torch.no_grad(), instead(block, made):
         unit = Unit("block.7", block, tuple(made.values()), samples, Clock().tell)
         result = unit.reconstruct(schedules or (FAST,), torch.Generator().manual_seed(seed))
     return result, made
@@ -245,7 +246,7 @@ def test_the_block_is_as_it_was_after_an_error_too():
     modules, made = dict(block.named_modules()), standins(block)
 
     def fail() -> None:
-        with in_place(block, made):
+        with instead(block, made):
             assert block.a is made["a"]
             assert not any(m.training for m in made.values())
             raise RuntimeError("mine")

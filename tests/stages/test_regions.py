@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dither.errors import BadRecipe
 from dither.numerics import act_quantize, dynamic_table, range_table, split_table
-from dither.probes import RowsByTime
+from dither.probes import GroupRange, RowsByTime, seen_ranges
 from dither.spec import Act, AttentionSpec, Int, TwoRegion
 from dither.stages import Assign, Attention, Ranges, Regions, Rotate, Rtn, Smooth
 from dither.stages.splits import SPLITS, best_splits, split_tables
@@ -79,8 +79,10 @@ def test_the_top_may_be_the_published_one():
 def test_rows_that_no_call_fell_into_take_the_values_of_all_others():
     probe = RowsByTime(3, 64)
     x = torch.rand(2, 10, 4)
-    probe.update(x, torch.tensor([0, 2]))
-    table = best_splits(probe, TwoRegion(4))
+    ends = GroupRange(1, 3)
+    for each in (probe, ends):
+        each.update(x, torch.tensor([0, 2]))
+    table = best_splits(probe, seen_ranges(ends.lo, ends.hi)[1][:, 0], TwoRegion(4))
     assert table["scale"].shape == table["upper"].shape == (3, 1)
     for row, values in ((0, x[0]), (1, x), (2, x[1])):
         assert float(table["upper"][row]) == pytest.approx(float(values.max()) / 7)

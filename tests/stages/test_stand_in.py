@@ -8,9 +8,10 @@ from dither.models.base import linear_at
 from dither.numerics import dynamic_grid
 from dither.spec import Act, Int
 from dither.stages import Assign, Ranges, Rotate, Rtn, Smooth, SplitLowRank
+from dither.stages.building import dense_of
 from dither.stages.learned_steps import LearnedSteps
 from dither.stages.soft_rounding import SoftRounding
-from dither.stages.stand_in import StandIn, dense_of
+from dither.stages.stand_in import StandIn
 
 LAYER = "transformer_blocks.1.ff.net.2"
 PLAIN = Assign(weight=Int(4, False), act=Act(Int(8, False)), adaln=Int(4))

@@ -170,9 +170,7 @@ def check_values(plan: Plan, shape_of: Mapping[str, tuple[int, int]], read: Call
             names = tensor_layout(variant, shape_of[name])
             _check_layer(prefix, variant, shape_of[name], {k: read(f"{prefix}.{k}") for k in names})
     for name, attention in plan.attention.items():
-        for part, act in attention.parts.items():
-            if act is None or not act.static:
-                continue
+        for part, act in attention.static.items():
             head = f"{attention_tensors(name)}{part}."
             if fault := table_fault(
                 {key: read(head + key) for key in table_layout(act, max(1, act.grid.group))}, act.grid

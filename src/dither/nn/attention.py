@@ -45,6 +45,11 @@ class Widths:
     k: int
     v: int
 
+    @property
+    def channels(self) -> dict[str, int]:
+        """Of each part; probabilities have ranges that no width divides."""
+        return {"q": self.q, "k": self.k, "v": self.v, "probs": 1}
+
 
 def widths_of(attention: nn.Module) -> Widths:
     """What an attention's own linears say. BadModel if it has none for q, k or v."""
@@ -57,7 +62,7 @@ def widths_of(attention: nn.Module) -> Widths:
 
 def attention_layout(spec: AttentionSpec, widths: Widths) -> Layout:
     """Every tensor of a ``QAttention``, as ``PART.NAME``; BadFormat where a group does not divide a width."""
-    parts = ((name, spec.parts[name], width) for name, width in _channels(widths).items())
+    parts = ((name, spec.parts[name], width) for name, width in widths.channels.items())
     return {
         f"{name}.{key}": entry
         for name, act, width in parts
@@ -69,10 +74,6 @@ def attention_layout(spec: AttentionSpec, widths: Widths) -> Layout:
 def attention_tensors(name: str) -> str:
     """What the names of an attention's tensors begin with."""
     return f"{name}.{PART}."
-
-
-def _channels(widths: Widths) -> dict[str, int]:
-    return {"q": widths.q, "k": widths.k, "v": widths.v, "probs": 1}
 
 
 class QAttention(nn.Module):
@@ -96,7 +97,7 @@ class QAttention(nn.Module):
         super().__init__()
         self.spec = spec
         self.widths = widths
-        for name, width in _channels(widths).items():
+        for name, width in widths.channels.items():
             setattr(self, name, QActivation(spec.parts[name], width, clock, device))
         self._running: list[_Intercepted] = []
         self._hooks: list[RemovableHandle] = []

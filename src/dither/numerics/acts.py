@@ -39,6 +39,7 @@ __all__ = [
     "act_quantize",
     "act_values",
     "dynamic_table",
+    "int_table",
     "range_table",
     "table_fault",
     "table_layout",
@@ -106,7 +107,8 @@ def table_fault(table: Table, grid: Grid) -> tuple[str, str] | None:
     return _ops(grid).fault(table, grid)
 
 
-def _int_table(scale: Tensor, zero: Tensor | None) -> dict[str, Tensor]:
+def int_table(scale: Tensor, zero: Tensor | None) -> dict[str, Tensor]:
+    """The table of an ``Int`` grid."""
     return {"scale": scale} if zero is None else {"scale": scale, "zero": zero}
 
 
@@ -114,8 +116,8 @@ _F32 = torch.float32
 _TABLE: dict[type[Any], GridOps] = {
     Int: GridOps(
         lambda grid: {"scale": _F32} if grid.symmetric else {"scale": _F32, "zero": torch.uint8},
-        lambda x, grid: _int_table(*dynamic_grid(x, grid)),
-        lambda lo, hi, grid: _int_table(*int_grid(lo, hi, grid)),
+        lambda x, grid: int_table(*dynamic_grid(x, grid)),
+        lambda lo, hi, grid: int_table(*int_grid(lo, hi, grid)),
         lambda x, t, grid: to_codes(x, t["scale"], t.get("zero"), grid),
         lambda q, t, grid: from_codes(q, t["scale"], t.get("zero"), grid),
         lambda x, t, grid: fake_quantize(x, grid, t["scale"], t.get("zero")),

@@ -13,6 +13,11 @@ PER_TENSOR = -1
 """Group value: one scale for the whole tensor."""
 
 
+def _check_group(group: int) -> None:
+    if group < PER_TENSOR:
+        raise BadFormat(f"group size {group}: must be positive, {PER_ROW} (per row) or {PER_TENSOR} (per tensor)")
+
+
 @dataclass(frozen=True)
 class Int:
     """Uniform integers of 1 to 8 bits.
@@ -34,10 +39,7 @@ class Int:
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
             raise BadFormat(f"int format of {self.bits} bits: the width must be 1 to 8")
-        if self.group < PER_TENSOR:
-            raise BadFormat(
-                f"group size {self.group}: must be positive, {PER_ROW} (per row) or {PER_TENSOR} (per tensor)"
-            )
+        _check_group(self.group)
 
     def __str__(self) -> str:
         grain = {PER_ROW: "per row", PER_TENSOR: "per tensor"}.get(self.group, f"group {self.group}")
@@ -128,8 +130,7 @@ class TwoRegion:
             raise BadFormat(f"two regions in {self.bits} bits: the width must be 2 to 8")
         if self.signed and self.shift:
             raise BadFormat("two-region: negative and positive values have no power of two between their steps")
-        if self.group < PER_TENSOR:
-            raise BadFormat(f"group size {self.group}: must be positive, {PER_ROW} or {PER_TENSOR}")
+        _check_group(self.group)
 
     def __str__(self) -> str:
         return f"two-region{self.bits} {'signed' if self.signed else 'shift' if self.shift else 'unsigned'}"
@@ -151,8 +152,7 @@ class Log2:
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
             raise BadFormat(f"log2 format of {self.bits} bits: the width must be 1 to 8")
-        if self.group < PER_TENSOR:
-            raise BadFormat(f"group size {self.group}: must be positive, {PER_ROW} or {PER_TENSOR}")
+        _check_group(self.group)
 
     def __str__(self) -> str:
         return f"log2-{self.bits}"

@@ -163,6 +163,11 @@ class AttentionSpec:
         """By name: q, k, v, probs."""
         return {"q": self.q, "k": self.k, "v": self.v, "probs": self.probs}
 
+    @property
+    def static(self) -> dict[str, Act]:
+        """Parts that have a table, by name."""
+        return {part: act for part, act in self.parts.items() if act is not None and act.static}
+
 
 @dataclass(frozen=True)
 class TableSpec:

@@ -30,12 +30,14 @@ from dither.numerics import Table, dynamic_grid, unpack_int
 from dither.spec import Int
 from dither.stages.alignment import drawn, provisional
 from dither.stages.base import MEASURED, Job, Phase
+from dither.stages.building import dense_of
 from dither.stages.learned_steps import LearnedSteps
+from dither.stages.meanwhile import instead
 from dither.stages.minibatches import Samples
 from dither.stages.parts import Part, full_precision, parts_of, some_calls, walked
 from dither.stages.reconstruct import Schedule, Unit
 from dither.stages.soft_rounding import SoftRounding
-from dither.stages.stand_in import StandIn, dense_of, in_place
+from dither.stages.stand_in import StandIn
 from dither.stages.table_probe import TableProbe
 
 __all__ = ["AdaRound"]
@@ -132,7 +134,7 @@ class AdaRound:
     ) -> Mapping[str, Tensor]:
         """Stored tensors of a part, which is as it was before, by ``LAYER.NAME``; and its notes."""
         standins = self._standins(job, part, exact, samples)
-        with in_place(job.model, standins):
+        with instead(job.model, standins):
             module = job.model.get_submodule(part.name)
             unit = Unit(part.name, module, tuple(standins.values()), samples, job.clock.tell)
             result = unit.reconstruct(self._schedules(turn), torch.Generator().manual_seed(seed))

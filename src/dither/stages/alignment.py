@@ -5,18 +5,17 @@ round over the whole model the calls are recorded anew, with the model as it the
 round nothing is committed: layers are ``provisional``.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from dither.errors import BadRecipe
 from dither.models.base import Call, linear_at
 from dither.nn import replace as put
 from dither.stages.base import Job
 from dither.stages.building import besides_weight, buffers_of, filled
+from dither.stages.meanwhile import clocked
 
 __all__ = ["drawn", "provisional"]
 
@@ -24,25 +23,11 @@ __all__ = ["drawn", "provisional"]
 def drawn(job: Job, field: str) -> Sequence[Call]:
     """Denoiser calls that the model makes now. BadRecipe names the field if they are given, and nothing can be drawn."""
     before = job.calls
-    with _watching(job):
+    with clocked(job):
         calls = job.record()
     if calls is before:
         raise BadRecipe(f"{field}: the calibration calls are given, so that the quantized model cannot draw its own")
     return calls
-
-
-@contextmanager
-def _watching(job: Job) -> Iterator[None]:
-    """While inside, every call of the model sets the job's clock."""
-
-    def tell(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        job.clock.tell(job.rows(Call(args, kwargs)))
-
-    handle = job.model.register_forward_pre_hook(tell, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def provisional(job: Job, name: str, tensors: Mapping[str, Tensor], table: Mapping[str, Tensor]) -> None:

@@ -33,6 +33,7 @@ from dither.stages.building import (
     check_attention,
     check_finished,
     check_fits,
+    dense_of,
     filled,
 )
 from dither.stages.needs import MEASURED, Sampling, Store, Study, StudySettings, kept_or_made, no_sampling, no_study
@@ -144,8 +145,7 @@ class Job:
 
     def dense(self, name: str) -> Tensor:
         """A layer's full-precision weight (N, K) as it now is, transforms included; not a copy."""
-        module = linear_at(self.model, name)
-        return module.get_buffer("weight_dense") if isinstance(module, QLinear) else module.weight.data
+        return dense_of(linear_at(self.model, name))
 
     @property
     def promised(self) -> dict[str, Spec]:

@@ -28,6 +28,7 @@ __all__ = [
     "check_attention",
     "check_finished",
     "check_fits",
+    "dense_of",
     "filled",
 ]
 
@@ -43,6 +44,11 @@ def buffers_of(kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def besides_weight(linear: nn.Linear) -> dict[str, Tensor]:
     """What a layer has so far beside its weight: online transforms and a low-rank branch."""
     return {k: v for k, v in linear.named_buffers() if k in ONLINE or k.startswith(BRANCH)}
+
+
+def dense_of(linear: nn.Linear) -> Tensor:
+    """The weight (N, K) of a linear in full precision, not a copy; with an online transform it is no plain linear."""
+    return linear.get_buffer("weight_dense") if isinstance(linear, QLinear) else linear.weight.data
 
 
 def filled(

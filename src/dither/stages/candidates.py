@@ -15,27 +15,23 @@ again: beside the model there is one copy of its layers, that of the last candid
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 from math import inf, isfinite
-from typing import Any
 
 import numpy as np
-from torch import nn
 
 from dither.errors import BadRecipe, BadValue
-from dither.models.base import Call, linear_at
-from dither.nn import QLinear, detach
-from dither.nn import replace as put
+from dither.nn import QLinear
 from dither.spec import LinearSpec, to_json
 from dither.stages.base import Job, Study, StudySettings
 from dither.stages.granularity import Genome, Problem, check_dynamic, resized
+from dither.stages.meanwhile import attending, clocked, instead
 from dither.stages.needs import DISTANCE
 
-__all__ = ["Candidates", "candidates_of", "finite", "instead"]
+__all__ = ["Candidates", "candidates_of", "finite"]
 
 ERROR = "mse"
 
@@ -104,9 +100,9 @@ class Candidates:
         return f"{self.tag}.{kind}.{self.settings.samples}x{self.settings.steps}.{digest}"
 
     def _drawn(self, specs: Mapping[str, LinearSpec]) -> Mapping[str, float]:
-        with _clocked(self.job):
+        with clocked(self.job):
             self.study.begin()
-            with instead(self.job.model, self._imitations(specs)), _attending(self.job):
+            with instead(self.job.model, self._imitations(specs)), attending(self.job, self.job.attention):
                 return {"loss": self._judged()}
 
     def _judged(self) -> float:
@@ -149,7 +145,7 @@ def candidates_of(
     for name, spec in job.specs.items():
         check_dynamic(tag, name, spec)
     for name, attention in job.attention.items():
-        if any(act is not None and act.static for act in attention.parts.values()):
+        if attention.static:
             raise BadRecipe(
                 f"{tag}: attention '{name}' has static ranges, which no search can imitate: make them dynamic"
             )
@@ -160,45 +156,6 @@ def candidates_of(
 def finite(loss: float) -> float | None:
     """A loss for JSON, which knows no infinity."""
     return loss if isfinite(loss) else None
-
-
-@contextmanager
-def instead(model: nn.Module, twins: Mapping[str, QLinear]) -> Iterator[None]:
-    """While inside, these modules stand where their names say; afterwards the model's own do again."""
-    own = {name: linear_at(model, name) for name in twins}
-    try:
-        for name, twin in twins.items():
-            put(model, name, twin)
-        yield
-    finally:
-        for name, module in own.items():
-            put(model, name, module)
-
-
-@contextmanager
-def _attending(job: Job) -> Iterator[None]:
-    """While inside, every attention computes as it is promised to, with ranges found anew for each input."""
-    try:
-        for name, spec in job.attention.items():
-            job.rounded_attention(name, spec, {})
-        yield
-    finally:
-        for name in job.attention:
-            detach(job.model.get_submodule(name))
-
-
-@contextmanager
-def _clocked(job: Job) -> Iterator[None]:
-    """While inside, every call of the model tells its time to the job's clock."""
-
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        job.clock.tell(job.rows(Call(args, kwargs)))
-
-    handle = job.model.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _changes(spec: LinearSpec) -> bool:

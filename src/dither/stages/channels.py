@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dither.calibrate import AbsMax, RowSample
 from dither.clock import Clock
 from dither.errors import BadModel, BadRecipe, BadValue
 from dither.models.base import Modulation, Site
+from dither.probes import AbsMax, RowsByTime
 from dither.stages.base import Job
 from dither.stages.data_free import levels_between, modulated_peaks, modulated_tokens
 
@@ -163,7 +163,7 @@ class Source:
                 "steps, or move the edges"
             )
         peaks = {s.name: AbsMax(job.dense(s.readers[0]).shape[1], count) for s in sites}
-        tokens = {s.name: _TokensByRange(count, self.rows, job.seed) for s in sites} if self.rows else {}
+        tokens = {s.name: RowsByTime(count, self.rows, job.seed) for s in sites} if self.rows else {}
         job.observe("measuring channels", {s.readers[0]: _probes(s, peaks, tokens) for s in sites}, rows)
         return {
             name: Channels(peak.value[reached], tuple(tokens[name].parts[r].value for r in reached) if tokens else ())
@@ -178,22 +178,7 @@ class Source:
         return Channels(peaks, tuple(modulated_tokens(job.model, modulation, x, self.rows, job.seed) for x in levels))
 
 
-class _TokensByRange:
-    """A probe: some tokens of each range."""
-
-    def __init__(self, ranges: int, rows: int, seed: int) -> None:
-        self.parts = [RowSample(rows, seed=seed) for _ in range(ranges)]
-
-    def update(self, x: Tensor, rows: Tensor) -> None:
-        """Take in one call's input x (B, ..., K); ``rows`` (B,) are the ranges of the samples' noise levels."""
-        shared = x.shape[0] % rows.shape[0] != 0  # one embedding for all samples is in all their ranges
-        samples = x[None].expand(rows.shape[0], *x.shape) if shared else x.reshape(rows.shape[0], -1, x.shape[-1])
-        for i, part in enumerate(self.parts):
-            if bool((mine := rows == i).any()):
-                part.update(samples[mine], rows[mine])
-
-
 def _probes(
-    site: Site, peaks: Mapping[str, AbsMax], tokens: Mapping[str, _TokensByRange]
-) -> tuple[AbsMax | _TokensByRange, ...]:
+    site: Site, peaks: Mapping[str, AbsMax], tokens: Mapping[str, RowsByTime]
+) -> tuple[AbsMax | RowsByTime, ...]:
     return (peaks[site.name], tokens[site.name]) if tokens else (peaks[site.name],)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dither.errors import BadRecipe
-from dither.numerics import Table, dynamic_table, range_table
+from dither.numerics import Table, dynamic_table, int_table, range_table
 from dither.spec import Int, LinearSpec
 from dither.stages.base import MEASURED, Job, Phase
 from dither.stages.effects import row_weights
@@ -146,8 +146,7 @@ def _start(job: Job, name: str, sides: Sides) -> Scales:
     """Full ranges, or what an earlier stage has found."""
     weight: Table = {}
     if name in job.grids:
-        scale, zero = job.grids[name]
-        weight = {"scale": scale} if zero is None else {"scale": scale, "zero": zero}
+        weight = int_table(*job.grids[name])
     elif sides.fmt is not None:
         weight = dynamic_table(sides.w, sides.fmt)
     if sides.act is None or not sides.act.static:

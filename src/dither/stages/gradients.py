@@ -21,7 +21,7 @@ from dither.errors import BadRecipe, BadValue
 from dither.models.base import linear_at
 from dither.probes import MinMax
 from dither.stages.base import Job
-from dither.stages.candidates import instead
+from dither.stages.meanwhile import instead
 from dither.stages.quantized_point import SquaredError, twins
 from dither.stages.watching import Piece, answer, gradients, inputs, pieces, signs, spread, watched
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dither.clock import Clock
 from dither.kernels.gradient import straight_through
-from dither.numerics import Table, act_quantize, dynamic_table, fake_quantize, grouped
+from dither.numerics import Table, act_quantize, dynamic_table, fake_quantize, grouped, int_table
 from dither.spec import Int
 
 __all__ = ["LearnedSteps", "dynamic"]
@@ -52,8 +52,7 @@ class LearnedSteps:
 
     def table(self) -> dict[str, Tensor]:
         """The table as it now is."""
-        scale = (self.start * self.log.exp()).detach()
-        return {"scale": scale} if self.zero is None else {"scale": scale, "zero": self.zero}
+        return int_table((self.start * self.log.exp()).detach(), self.zero)
 
 
 def dynamic(x: Tensor, grid: Int) -> Tensor:

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from dither.errors import BadRecipe, BadValue
-from dither.nn import attention_tensors, detach
+from dither.nn import attention_tensors
 from dither.probes import RowSample
 from dither.spec import AttentionSpec, Int, Log2
 from dither.stages.base import Job, Phase
 from dither.stages.likelihood import LikelihoodRatio, power_law_ratio
+from dither.stages.meanwhile import attending
 
 __all__ = ["Log2OrUniform"]
 
@@ -53,13 +54,8 @@ class Log2OrUniform:
         places = {name: f"{attention_tensors(name)}probs" for name in names}
         probes = {name: RowSample(self.rows, seed=job.seed) for name in names}
         rows = [job.rows(call) for call in job.calls]  # before anything of the model is touched
-        try:
-            for name in names:
-                job.rounded_attention(name, AttentionSpec(), {})  # to look at
+        with attending(job, dict.fromkeys(names, AttentionSpec())):
             job.observe("sampling probabilities", {places[n]: (probe,) for n, probe in probes.items()}, rows)
-        finally:
-            for name in names:
-                detach(job.model.get_submodule(name))
         return {name: self._ratio(name, probe) for name, probe in probes.items()}
 
     def _ratio(self, name: str, probe: RowSample) -> LikelihoodRatio:

@@ -11,7 +11,6 @@ Two regions of probabilities have no range: where they meet is searched, see ``s
 normalized noise level (TQ-DiT, arXiv 2502.04056, section 3.3), so one table serves any number of sampling steps.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -54,11 +53,11 @@ class Ranges:
         static = {n: s.act for n, s in job.specs.items() if s.act is not None and s.act.static}
         linears = {n: linear_at(job.model, n) for n in static if n not in job.tables}
         probes = {n: self._probe(job, static[n], layer.in_features, layer) for n, layer in linears.items()}
-        parts = {name: _static(spec) for name, spec in job.attention.items() if name not in job.tables}
+        parts = {name: spec.static for name, spec in job.attention.items() if name not in job.tables}
         for name, acts in parts.items():
-            widths = vars(widths_of(job.model.get_submodule(name)))
+            channels = widths_of(job.model.get_submodule(name)).channels
             job.rounded_attention(name, AttentionSpec(), {})  # to look at
-            probes |= {_place(name, part): self._probe(job, act, widths.get(part, 1)) for part, act in acts.items()}
+            probes |= {_place(name, part): self._probe(job, act, channels[part]) for part, act in acts.items()}
         if probes:
             job.observe("measuring ranges", {n: (p,) for n, p in probes.items()})
         tables = {n: p.table(self.keep, self.top) for n, p in probes.items()}
@@ -82,11 +81,6 @@ class Ranges:
 
     def _probe(self, job: Job, act: Act, channels: int, layer: nn.Linear | None = None) -> TableProbe:
         return TableProbe(act, channels, layer, self.momentum, self.rows, job.seed)
-
-
-def _static(spec: AttentionSpec) -> Mapping[str, Act]:
-    """Parts of an attention that have a table."""
-    return {part: act for part, act in spec.parts.items() if act is not None and act.static}
 
 
 def _place(name: str, part: str) -> str:

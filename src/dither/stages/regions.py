@@ -20,11 +20,13 @@ from torch import Tensor
 
 from dither.errors import BadRecipe
 from dither.models.base import linear_at
-from dither.nn import QLinear, attention_tensors, detach
+from dither.nn import QLinear, attention_tensors
 from dither.numerics import act_quantize, dynamic_table, range_table
 from dither.probes import RowsByTime
 from dither.spec import Act, AttentionSpec, Grid, Int, TwoRegion
 from dither.stages.base import Job, Phase
+from dither.stages.meanwhile import attending
+from dither.stages.scale_search import group_ranges
 from dither.stages.splits import best_split
 from dither.stages.table_probe import searched
 
@@ -127,14 +129,8 @@ def _error(x: Tensor, act: Act) -> float:
         assert isinstance(grid, TwoRegion)
         table = dict(best_split(x, x.amax(), grid))
     else:
-        table = range_table(*_ends(x, grid.group), grid)
+        table = range_table(*group_ranges(act, x.amin(0)[None], x.amax(0)[None]), grid)
     return float((act_quantize(x, grid, table) - x).double().square().sum())
-
-
-def _ends(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """Least and greatest value of each channel group over all rows, (1, G) each."""
-    parts = x.reshape(len(x), -1, group if group > 0 else x.shape[1])  # (n, G, g)
-    return parts.amin((0, 2))[None], parts.amax((0, 2))[None]
 
 
 def _sampled(job: Job, linears: Sequence[str], attentions: Sequence[str], rows: int) -> Mapping[str, list[Tensor]]:
@@ -142,13 +138,8 @@ def _sampled(job: Job, linears: Sequence[str], attentions: Sequence[str], rows: 
     count = int(max(int(job.rows(call).max()) for call in job.calls)) + 1
     places = {**{n: n for n in linears}, **{n: f"{attention_tensors(n)}probs" for n in attentions}}
     probes = {place: RowsByTime(count, rows, job.seed) for place in places.values()}
-    try:
-        for name in attentions:
-            job.rounded_attention(name, AttentionSpec(), {})  # to look at
+    with attending(job, dict.fromkeys(attentions, AttentionSpec())):
         job.observe("sampling values", {place: (probe,) for place, probe in probes.items()})
-    finally:
-        for name in attentions:
-            detach(job.model.get_submodule(name))
     found = {name: [p.value for p in probes[place].parts if p.parts] for name, place in places.items()}
     return {n: [_scaled(job, n, x) for x in values] if n in linears else values for n, values in found.items()}
 

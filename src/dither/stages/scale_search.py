@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dither.errors import BadRecipe
 from dither.numerics import Table, grouped, range_table
+from dither.probes import seen_ranges
 from dither.spec import Act, Grid, Int, TwoRegion
 
 __all__ = ["Ratios", "group_ranges", "has_candidates", "search", "shrunk", "weighted_error"]
@@ -136,6 +137,4 @@ def group_ranges(act: Act, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
     """
     if act.rows == 1:
         lo, hi = lo.amin(0, keepdim=True), hi.amax(0, keepdim=True)
-    lo, hi = grouped(lo, act.grid.group).amin(-1), grouped(hi, act.grid.group).amax(-1)
-    seen = torch.isfinite(lo).all(1)
-    return torch.where(seen[:, None], lo, lo[seen].amin(0)), torch.where(seen[:, None], hi, hi[seen].amax(0))
+    return seen_ranges(grouped(lo, act.grid.group).amin(-1), grouped(hi, act.grid.group).amax(-1))

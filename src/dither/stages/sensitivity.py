@@ -28,6 +28,7 @@ from dither.models.base import Call
 from dither.nn import QLinear
 from dither.spec import Act, Format
 from dither.stages.base import Job, Study
+from dither.stages.meanwhile import clocked
 from dither.stages.roles import Unit
 
 __all__ = ["Losses", "Variant", "measure", "only"]
@@ -130,14 +131,13 @@ def _watched(job: Job) -> Iterator[_Now]:
     plain = model.forward
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = Call(args, kwargs)
-        now.level = job.adapter.noise_level(model, call)
-        job.clock.tell(job.rows(call))
+        now.level = job.adapter.noise_level(model, Call(args, kwargs))
 
     handle = model.register_forward_pre_hook(hook, with_kwargs=True)
     vars(model)["forward"] = partial(now.answer, plain)
     try:
-        yield now
+        with clocked(job):
+            yield now
     finally:
         handle.remove()
         del vars(model)["forward"]

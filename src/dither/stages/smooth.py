@@ -29,6 +29,7 @@ from dither.spec import Act, Int, LinearSpec
 from dither.stages.aggregate import AGGREGATES
 from dither.stages.balance import best_scale, column_peaks, judge_of, share, shares, smoothing_scale
 from dither.stages.base import Job, Phase
+from dither.stages.building import dense_of
 from dither.stages.channels import Channels, Source, Times, equal_edges
 
 __all__ = ["Smooth", "absorb", "apply_scale", "scalable"]
@@ -162,7 +163,7 @@ def absorb(model: nn.Module, fold: Fold, c: Tensor) -> None:
 
 
 def _multiply_rows(linear: nn.Linear, parts: Sequence[tuple[int, int]], c: Tensor) -> None:
-    weight = _dense(linear).to(torch.float32, copy=True)
+    weight = dense_of(linear).to(torch.float32, copy=True)
     for first, last in parts:
         weight[first:last] *= c[:, None]
         if linear.bias is not None:
@@ -171,17 +172,12 @@ def _multiply_rows(linear: nn.Linear, parts: Sequence[tuple[int, int]], c: Tenso
     _rewrite(linear, weight)
 
 
-def _dense(linear: nn.Linear) -> Tensor:
-    """The weight (N, K); a layer that has an online scale already is no plain linear."""
-    return linear.get_buffer("weight_dense") if isinstance(linear, QLinear) else linear.weight.data
-
-
 def _rewrite(linear: nn.Linear, weight: Tensor) -> None:
     """Give a layer another weight (N, K).
 
     Not in place: where it is mapped from a file, pages that were written to stay in memory as long as any tensor of the file.
     """
-    old = _dense(linear)
+    old = dense_of(linear)
     if isinstance(linear, QLinear):
         linear.load({"weight_dense": weight.to(old.dtype)})
     else:

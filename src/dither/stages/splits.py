@@ -19,18 +19,15 @@ SPLITS = 20
 """Candidates of a split, each half the one before."""
 
 
-def best_splits(probe: RowsByTime, grid: TwoRegion, top: float = 0.0) -> Table:
+def best_splits(probe: RowsByTime, tops: Tensor, grid: TwoRegion) -> Table:
     """The steps (R, 1) of least squared error on the sampled values of each time group.
 
     Args:
         probe: of the probabilities; a time group that no call fell into takes the samples of all others.
+        tops: ends of the upper regions, (R,).
         grid: unsigned.
-        top: of the upper region; 0: the largest value of the time group, whether or not it was sampled.
     """
     everything = [v for part in probe.parts for v in part.parts]
-    tops = probe.ends.hi[:, 0].clone()  # (R,)
-    tops[~torch.isfinite(tops)] = tops[torch.isfinite(tops)].amax()
-    tops = torch.full_like(tops, top) if top else tops
     parts = [torch.cat(part.parts or everything) for part in probe.parts]
     found = [best_split(part, end, grid) for part, end in zip(parts, tops, strict=True)]
     return {key: torch.stack([table[key] for table in found]).reshape(-1, 1) for key in found[0]}

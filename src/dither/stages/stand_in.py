@@ -3,25 +3,17 @@
 What it computes is what the ``QLinear`` of the same spec will: online transforms, rounded inputs, the low-rank branch.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dither.nn import QLinear
-from dither.nn import replace as put
 from dither.numerics import decode
 from dither.spec import Int, LinearSpec
+from dither.stages.building import dense_of
 from dither.stages.learned_steps import LearnedSteps, dynamic
 from dither.stages.soft_rounding import SoftRounding
 
-__all__ = ["StandIn", "dense_of", "in_place"]
-
-
-def dense_of(linear: nn.Linear) -> Tensor:
-    """The weight (N, K) of a linear in full precision, not a copy."""
-    return linear.get_buffer("weight_dense") if isinstance(linear, QLinear) else linear.weight.data
+__all__ = ["StandIn"]
 
 
 class StandIn(nn.Module):
@@ -39,6 +31,7 @@ class StandIn(nn.Module):
         self.old, self.spec, self.rounding, self.steps = old, spec, rounding, steps
         self.dense = self.weight = dense_of(old)
         self.rounds_inputs = True
+        self.eval()  # as the model that it is trained in
 
     @property
     def bias(self) -> nn.Parameter | None:
@@ -77,16 +70,3 @@ class StandIn(nn.Module):
         (n, k), low = self.old.shape, self.spec.lowrank
         stored, shape = self.old.stored(prefix), (low.rank, k) if prefix == "lowrank_a" else (n, low.rank)
         return stored["dense"] if low.weight is None else decode(stored, low.weight, shape)
-
-
-@contextmanager
-def in_place(model: nn.Module, standins: Mapping[str, StandIn]) -> Iterator[None]:
-    """While inside, the stand-ins are in the model; afterwards it is as it was."""
-    before = {name: model.get_submodule(name) for name in standins}
-    try:
-        for name, standin in standins.items():
-            put(model, name, standin.eval())
-        yield
-    finally:
-        for name, module in before.items():
-            put(model, name, module)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from dither.nn import QLinear
 from dither.numerics import Table, groups, range_table
-from dither.probes import GroupRange, MovingRange, RowsByTime
+from dither.probes import GroupRange, MovingRange, RowsByTime, seen_ranges
 from dither.spec import Act, TwoRegion
 from dither.stages.splits import best_splits
 
@@ -39,30 +39,26 @@ class TableProbe:
         seed: int = 0,
     ) -> None:
         self.act, self.layer = act, layer
-        self.seen: RowsByTime | MovingRange | GroupRange
-        if searched(act):
-            self.seen = RowsByTime(act.rows, rows, seed)
-        elif momentum:
-            self.seen = MovingRange(groups(channels, act.grid.group), act.rows, momentum)
-        else:
-            self.seen = GroupRange(groups(channels, act.grid.group), act.rows)
+        self.samples = RowsByTime(act.rows, rows, seed) if searched(act) else None
+        count, moving = groups(channels, act.grid.group), momentum > 0 and self.samples is None
+        self.range = MovingRange(count, act.rows, momentum) if moving else GroupRange(count, act.rows)
 
     def update(self, x: Tensor, rows: Tensor) -> None:
         """Take in one call's activation."""
-        self.seen.update(self.layer.transform(x) if isinstance(self.layer, QLinear) else x, rows)
+        x = self.layer.transform(x) if isinstance(self.layer, QLinear) else x
+        self.range.update(x, rows)
+        if self.samples is not None:
+            self.samples.update(x, rows)
 
     def table(self, keep: float = 1.0, top: float = 0.0) -> Table:
         """The table (R, G) of what was seen so far.
 
         Args:
             keep: fraction of a range that is kept.
-            top: of a searched table, see ``splits``.
+            top: end of the upper region of a searched table; 0: the largest value of the time group, sampled or not.
         """
-        if isinstance(self.seen, RowsByTime):
-            assert isinstance(self.act.grid, TwoRegion)  # see searched
-            return best_splits(self.seen, self.act.grid, top)
-        lo, hi = self.seen.lo, self.seen.hi  # (R, G)
-        seen = torch.isfinite(lo).all(1, keepdim=True)  # rows that no call fell into take the range of all the others
-        lo = torch.where(seen, lo, lo[seen[:, 0]].amin(0)) * keep
-        hi = torch.where(seen, hi, hi[seen[:, 0]].amax(0)) * keep
-        return range_table(lo, hi, self.act.grid)
+        lo, hi = seen_ranges(self.range.lo, self.range.hi)  # (R, G)
+        if self.samples is None:
+            return range_table(lo * keep, hi * keep, self.act.grid)
+        assert isinstance(self.act.grid, TwoRegion)  # see searched
+        return best_splits(self.samples, torch.full_like(hi[:, 0], top) if top else hi[:, 0], self.act.grid)

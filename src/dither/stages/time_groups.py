@@ -20,13 +20,14 @@ from torch import Tensor, nn
 
 from dither.errors import BadModel, BadRecipe
 from dither.models.base import linear_at
-from dither.nn import QLinear, attention_tensors, detach, widths_of
+from dither.nn import QLinear, attention_tensors, widths_of
 from dither.numerics import groups
-from dither.probes import MinMax
+from dither.probes import GroupRange
 from dither.spec import Act, AttentionSpec, Int
 from dither.stages.base import Job, Phase
 from dither.stages.change_points import cut
 from dither.stages.channels import equal_edges
+from dither.stages.meanwhile import attending
 
 __all__ = ["TimeGroups", "range_features"]
 
@@ -59,7 +60,7 @@ class TimeGroups:
         """Cut the clock, and promise each static table a row for each of its rows."""
         self._check()
         linears = {n: s.act for n, s in job.specs.items() if s.act is not None and s.act.static}
-        attentions = {n: s for n, s in job.attention.items() if _static(s)}
+        attentions = {n: s for n, s in job.attention.items() if s.static}
         if not (linears or attentions) or self.groups * self.branches == 1:
             return
         edges = self._learned(job, linears, attentions) if self.learned else equal_edges(self.groups)
@@ -68,7 +69,7 @@ class TimeGroups:
         for name, act in linears.items():
             job.promise(name, replace(job.specs[name], act=replace(act, rows=rows)))
         for name, spec in attentions.items():
-            job.attend(name, replace(spec, **{part: replace(act, rows=rows) for part, act in _static(spec).items()}))
+            job.attend(name, replace(spec, **{part: replace(act, rows=rows) for part, act in spec.static.items()}))
         _tell_empty(job, rows)
 
     def _check(self) -> None:
@@ -111,11 +112,6 @@ class TimeGroups:
         return edges
 
 
-def _static(spec: AttentionSpec) -> Mapping[str, Act]:
-    """Parts of an attention that have a table."""
-    return {part: act for part, act in spec.parts.items() if act is not None and act.static}
-
-
 def _levels(job: Job) -> tuple[Tensor, Sequence[Tensor]]:
     """The noise levels of all calls, ascending (L,) float64, and for each call the index of each sample's, (B,) int64."""
     known = [job.adapter.noise_level(job.model, call).double() for call in job.calls]
@@ -135,14 +131,11 @@ class _Groups:
 
     def __init__(self, act: Act, channels: int, levels: int, layer: nn.Linear | None = None) -> None:
         self.act, self.layer = act, layer
-        self.ends = MinMax(groups(channels, act.grid.group), levels)
+        self.ends = GroupRange(groups(channels, act.grid.group), levels)
 
     def update(self, x: Tensor, rows: Tensor) -> None:
         """Take in one call's values (B, ..., K)."""
-        x = self.layer.transform(x) if isinstance(self.layer, QLinear) else x
-        x = x if x.ndim > 1 else x[None]
-        parts = x.reshape(*x.shape[:-1], self.ends.lo.shape[1], -1)  # (B, ..., G, g)
-        self.ends.update(parts.transpose(-1, -2), rows)
+        self.ends.update(self.layer.transform(x) if isinstance(self.layer, QLinear) else x, rows)
 
 
 def _probes(
@@ -152,9 +145,9 @@ def _probes(
     layers = {name: linear_at(job.model, name) for name in linears}
     found = {name: _Groups(linears[name], layer.in_features, levels, layer) for name, layer in layers.items()}
     for name, spec in attentions.items():
-        widths = vars(widths_of(job.model.get_submodule(name)))
-        for part, act in _static(spec).items():
-            found[attention_tensors(name) + part] = _Groups(act, widths.get(part, 1), levels)
+        channels = widths_of(job.model.get_submodule(name)).channels
+        for part, act in spec.static.items():
+            found[attention_tensors(name) + part] = _Groups(act, channels[part], levels)
     return found
 
 
@@ -162,13 +155,8 @@ def _observed(
     job: Job, probes: Mapping[str, _Groups], attentions: Sequence[str], rows: Sequence[Tensor], levels: Tensor
 ) -> Tensor:
     """``range_features`` of all tables side by side, (L, D)."""
-    try:
-        for name in attentions:
-            job.rounded_attention(name, AttentionSpec(), {})  # to look at
+    with attending(job, dict.fromkeys(attentions, AttentionSpec())):
         job.observe("measuring ranges by noise level", {place: (p,) for place, p in probes.items()}, rows)
-    finally:
-        for name in attentions:
-            detach(job.model.get_submodule(name))
     for place, probe in probes.items():
         if bool((missed := ~torch.isfinite(probe.ends.lo).all(1).cpu()).any()):
             raise BadModel(
