@@ -30,7 +30,14 @@ from dither.numerics.integer import (
 )
 from dither.numerics.integer import grid as int_grid
 from dither.numerics.log2 import dynamic_log2, log2_codes, log2_values
-from dither.numerics.regions import dynamic_region_table, region_codes, region_fault, region_table, region_values
+from dither.numerics.regions import (
+    dynamic_region_table,
+    region_codes,
+    region_fault,
+    region_quantize,
+    region_table,
+    region_values,
+)
 from dither.spec import Act, Grid, Int, Log2, TwoRegion
 
 __all__ = [
@@ -129,7 +136,7 @@ _TABLE: dict[type[Any], GridOps] = {
         region_table,
         region_codes,
         region_values,
-        lambda x, t, grid: region_values(region_codes(x, t, grid), t, grid),
+        region_quantize,
         region_fault,
     ),
     Log2: GridOps(

@@ -25,6 +25,7 @@ __all__ = [
     "dynamic_region_table",
     "region_codes",
     "region_fault",
+    "region_quantize",
     "region_table",
     "region_values",
     "split_table",
@@ -81,6 +82,20 @@ def region_values(codes: Tensor, table: Mapping[str, Tensor], grid: TwoRegion) -
     if grid.signed:
         return (q * torch.where(q < 0, s, u)).flatten(-2)
     return torch.where(q < half, s * q, u * (q - half)).flatten(-2)
+
+
+def region_quantize(x: Tensor, table: Mapping[str, Tensor], grid: TwoRegion) -> Tensor:
+    """``region_values(region_codes(x))`` of a finite x (..., K), float32, in a third of its time: no codes are made."""
+    half = 1 << grid.bits - 1
+    x = grouped(x.float(), grid.group)  # (..., G, g)
+    s, u = (table[name].float().unsqueeze(-1) for name in ("scale", "upper"))
+    lower, upper = (x / divisor(s)).round_(), (x / divisor(u)).round_()
+    if grid.signed:  # one of both is 0
+        return lower.clamp_(-half, 0).mul_(s).add_(upper.clamp_(0, half - 1).mul_(u)).flatten(-2)
+    above = lower >= half
+    least = torch.ceil((half - 1) * s / divisor(u)).clamp(max=half - 1)
+    upper = upper.clamp_(min=least).clamp_(max=half - 1).mul_(u)
+    return torch.where(above, upper, lower.clamp_(0, half - 1).mul_(s)).flatten(-2)
 
 
 def region_fault(table: Mapping[str, Tensor], grid: TwoRegion) -> tuple[str, str] | None:

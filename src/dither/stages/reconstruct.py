@@ -7,7 +7,8 @@ predecessors leave it. After a warm-up without the regularizer its b falls linea
 
 Both terms are means, and E0 is the error that rounding the unit's weights to nearest makes alone: lambda is counted in that
 error, and neither the number of tokens, nor resolution, width, depth or bits change the balance. (The papers add up over
-tokens and over weights.)
+tokens and over weights.) Their sum counts once for each weight: gradients of weights must not become so small in large units
+that Adam takes them for nothing.
 """
 
 import math
@@ -132,6 +133,7 @@ class Unit:
         for standin in self.standins:
             standin.rounds_inputs = schedule.static or standin.steps is None
         optimizer = torch.optim.Adam(groups)
+        count = sum(s.rounding.alpha.numel() for s in self.standins)
         for i in range(schedule.iterations):
             batch = self.samples.draw(schedule.batch, generator)
             if steps:
@@ -143,6 +145,7 @@ class Unit:
                 loss = self._loss(batch, schedule.power, gradients=True) / unit
                 if penalty is not None:
                     loss = loss + schedule.regularizer * penalty
+                loss = loss * count
             if not bool(torch.isfinite(loss)):
                 raise BadValue(
                     f"reconstruction of '{self.name}': the loss is {float(loss.detach())} after {i} iterations"
