@@ -437,3 +437,33 @@ def test_through_the_api_it_is_packed_and_reloads(tmp_path):
     want = jobs.outputs(pipe.transformer)
     dither.save(pipe, tmp_path / "out")
     assert torch.equal(jobs.outputs(dither.load(tmp_path / "out").transformer), want)
+
+
+def test_errors_count_by_what_they_do_to_the_final_picture(monkeypatch):
+    """Samples carry their weights into every part, and they change what is learned."""
+    seen = []
+
+    def weigh(job, calls):
+        return [(job.rows(call) == 3).float() * 2 for call in calls]
+
+    def kept(unit, schedules, generator):
+        seen.append(unit)
+        return original(unit, schedules, generator)
+
+    original = Unit.reconstruct
+    monkeypatch.setattr(adaround, "row_weights", weigh)
+    monkeypatch.setattr(Unit, "reconstruct", kept)
+    plain = ran(STATIC, QUICK, Rtn(), Ranges())
+    assert all(bool((w == 1).all()) for unit in seen for w in unit.samples.weights)
+    seen.clear()
+    weighed = ran(STATIC, dataclasses.replace(QUICK, trajectory=True), Rtn(), Ranges())
+    assert [unit.name for unit in seen] == ["transformer_blocks.0", "transformer_blocks.1"]
+    for unit in seen:
+        for rows, weights in zip(unit.samples.rows, unit.samples.weights, strict=True):
+            assert torch.equal(weights, (rows == 3).float() * 2)
+    assert not torch.equal(answers(plain), answers(weighed))
+
+
+def test_what_nothing_tells_the_trajectory_of_is_refused():
+    with pytest.raises(BadRecipe, match="a network alone has none"):
+        ran(W3, dataclasses.replace(QUICK, trajectory=True))

@@ -184,7 +184,7 @@ def job(guidance: float = 1.5, steps: int = 4) -> Job:
 @pytest.mark.parametrize("guidance", [1.5, 4.0])
 def test_weights_have_mean_one_and_are_squared_effects(guidance):
     made = job(guidance)
-    weights = row_weights(made)
+    weights = row_weights(made, made.calls)
     assert [w.shape for w in weights] == [made.rows(c).shape for c in made.calls]
     assert float(torch.cat(weights).mean()) == pytest.approx(1, abs=1e-6)
     by_level = {}
@@ -208,11 +208,11 @@ def test_the_pipeline_tells_its_sampler(monkeypatch):
     pipe = jobs.pipeline()
     dither.quantize(pipe, "rtn", calibration=dither.Calibration(samples=10, steps=3, guidance=2.5))
     assert seen[0].sampling() == Sampling(pipe.scheduler, 3, 2.5)
-    assert float(torch.cat(row_weights(seen[0])).mean()) == pytest.approx(1, abs=1e-6)
+    assert float(torch.cat(row_weights(seen[0], seen[0].calls)).mean()) == pytest.approx(1, abs=1e-6)
     model = jobs.pipeline().transformer
     dither.quantize(model, "rtn", calls=jobs.calls())
     with pytest.raises(BadRecipe, match="a network alone has none: quantize a pipeline"):
-        row_weights(seen[1])
+        row_weights(seen[1], seen[1].calls)
 
 
 def test_a_pipeline_without_a_scheduler_is_named(monkeypatch):
@@ -221,7 +221,7 @@ def test_a_pipeline_without_a_scheduler_is_named(monkeypatch):
             super().__init__()
             self.register_modules(transformer=transformer)
 
-    monkeypatch.setattr(Rtn, "run", lambda self, job: row_weights(job))
+    monkeypatch.setattr(Rtn, "run", lambda self, job: row_weights(job, job.calls))
     with pytest.raises(BadRecipe, match="Bare has no scheduler"):
         dither.quantize(Bare(tiny.dit()), "rtn", calls=jobs.calls())
 

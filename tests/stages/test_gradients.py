@@ -1,5 +1,6 @@
 """Sampled inputs and squared gradients: against autograd and whole Jacobians, their shares, and what is refused."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import jobs
@@ -172,8 +173,8 @@ def test_what_a_sample_counts_multiplies_its_squares():
     plain = samples(job_of(TIMED), Passes("test", 2, ALL))
     job = job_of(TIMED)
 
-    def weigh(job: Job) -> list[torch.Tensor]:
-        return [1.0 + (torch.arange(len(job.rows(call))) == 3) * 9 for call in job.calls]
+    def weigh(job: Job, calls: Sequence[Call]) -> list[torch.Tensor]:
+        return [1.0 + (torch.arange(len(job.rows(call))) == 3) * 9 for call in calls]
 
     found = samples(job, Passes("test", 2, ALL, weigh=weigh))
     for name in NAMES:
@@ -186,7 +187,7 @@ def test_what_a_sample_counts_multiplies_its_squares():
 
 @pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])
 def test_what_samples_count_is_checked(bad):
-    passes = Passes("test", 1, 8, weigh=lambda job: [torch.ones(6), torch.full((6,), bad)])
+    passes = Passes("test", 1, 8, weigh=lambda job, calls: [torch.ones(6), torch.full((6,), bad)])
     with pytest.raises(BadValue, match="test: samples of denoiser call 1 count"):
         samples(chain(torch.eye(4)), passes, ["first"])
 

@@ -155,7 +155,8 @@ def test_the_walk_ends_where_nothing_more_is_lacking(monkeypatch):
 def test_samples_are_limited_and_spread_over_the_calls(limit):
     job = started()
     job.set_clock((0.3, 0.7), 2)
-    calls, rows = some_calls(job, job.calls, limit)
+    drawn = some_calls(job, job.calls, limit)
+    calls, rows = drawn.calls, drawn.rows
     sizes = [len(r) for r in rows]
     assert sum(sizes) <= limit
     assert len(set(sizes)) == 1
@@ -169,5 +170,5 @@ def test_samples_are_limited_and_spread_over_the_calls(limit):
         mine = {tuple(x.flatten().tolist()) for x in call.args[0]}
         assert len(mine) >= len(now) // 2  # conditional and unconditional rows share their latents
         assert mine <= there
-    again, _ = some_calls(job, job.calls, limit)
+    again = some_calls(job, job.calls, limit).calls
     assert torch.equal(again[0].args[0], calls[0].args[0])

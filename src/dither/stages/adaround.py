@@ -13,7 +13,7 @@ is: what one block's training takes, eight times its integer weights in float32,
 with more ``rounds`` than one (see ``alignment``) also a full-precision copy of the whole model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
@@ -24,17 +24,18 @@ from torch import Tensor, nn
 from dither import memory
 from dither.calibrate import observe
 from dither.errors import BadModel, BadRecipe
-from dither.models.base import Call, linear_at
+from dither.models.base import linear_at
 from dither.nn import QLinear
 from dither.numerics import Table, dynamic_grid, unpack_int
 from dither.spec import Int
 from dither.stages.alignment import drawn, provisional
 from dither.stages.base import MEASURED, Job, Phase
 from dither.stages.building import dense_of
+from dither.stages.effects import alike, row_weights
 from dither.stages.learned_steps import LearnedSteps
 from dither.stages.meanwhile import instead
 from dither.stages.minibatches import Samples
-from dither.stages.parts import Part, full_precision, parts_of, some_calls, walked
+from dither.stages.parts import Drawn, Part, full_precision, parts_of, some_calls, walked
 from dither.stages.reconstruct import Schedule, Unit
 from dither.stages.soft_rounding import SoftRounding
 from dither.stages.stand_in import StandIn
@@ -73,6 +74,8 @@ class AdaRound:
         samples: of all calls together that are kept for training, spread evenly over the calls.
         rounds: over the whole model; from the second on, with calls that the quantized model draws itself (TCAQ-DM).
         again: iterations for each block in rounds after the first, which begin with what the one before has left.
+        trajectory: an error counts as much as it changes the final picture at its noise level, see ``effects``; otherwise
+            alike at all of them.
     """
 
     tag: ClassVar[str] = "adaround"
@@ -94,6 +97,7 @@ class AdaRound:
     samples: int = 1024
     rounds: int = 1
     again: int = 200
+    trajectory: bool = False
 
     def run(self, job: Job) -> None:
         """Commit every layer whose weight is to be integers, and switch learned static inputs on."""
@@ -126,9 +130,10 @@ class AdaRound:
         if self.act_after and not self.act:
             raise BadRecipe(f"adaround.act_after {self.act_after}: adaround.act false learns no steps")
 
-    def _calls(self, job: Job, turn: int) -> tuple[Sequence[Call], Sequence[Tensor]]:
+    def _calls(self, job: Job, turn: int) -> Drawn:
         """What a round is trained on."""
-        return some_calls(job, drawn(job, f"{self.tag}.rounds {self.rounds}") if turn else job.calls, self.samples)
+        every = drawn(job, f"{self.tag}.rounds {self.rounds}") if turn else job.calls
+        return some_calls(job, every, self.samples, row_weights if self.trajectory else alike)
 
     def _reconstructed(
         self, job: Job, part: Part, exact: nn.Module, samples: Samples, turn: int, seed: int

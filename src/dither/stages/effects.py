@@ -18,8 +18,9 @@ error of a conditional row counts g times and one of an unconditional row g - 1 
 
 import copy
 import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
@@ -27,9 +28,13 @@ from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHe
 from torch import Tensor
 
 from dither.errors import BadValue
+from dither.models.base import Call
 from dither.stages.base import Job
 
-__all__ = ["Effects", "effects", "row_weights"]
+__all__ = ["Effects", "Weigh", "alike", "effects", "row_weights"]
+
+Weigh: TypeAlias = Callable[[Job, Sequence[Call]], Sequence[Tensor]]
+"""What the error of each sample of each call counts, (B,) each."""
 
 FLOWS = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)
 
@@ -94,11 +99,17 @@ def effects(scheduler: Any, steps: int, guidance: float, variance: float = 1.0) 
     return Effects(levels, means, guidance)
 
 
-def row_weights(job: Job, variance: float = 1.0) -> list[Tensor]:
-    """Weight of each sample of each calibration call, (B,) float32: squared effects, with mean 1 over all of them.
+def alike(job: Job, calls: Sequence[Call]) -> list[Tensor]:
+    """All samples of all calls count the same, (B,) each."""
+    return [torch.ones(len(job.rows(call))) for call in calls]
+
+
+def row_weights(job: Job, calls: Sequence[Call], variance: float = 1.0) -> list[Tensor]:
+    """Weight of each sample of each call, (B,) float32: squared effects, with mean 1 over all of them.
 
     Args:
-        job: whose calls are weighed by its sampler.
+        job: by whose sampler calls are weighed.
+        calls: of its denoiser.
         variance: as of ``effects``.
 
     Raises:
@@ -106,7 +117,7 @@ def row_weights(job: Job, variance: float = 1.0) -> list[Tensor]:
         BadValue: the sampler's steps cannot be looked at alone.
     """
     model, adapter = job.model, job.adapter
-    rows = [(adapter.noise_level(model, call), adapter.branch(model, call)) for call in job.calls]
+    rows = [(adapter.noise_level(model, call), adapter.branch(model, call)) for call in calls]
     how = job.sampling()
     table = effects(how.scheduler, how.steps, how.guidance, variance)
     squares = [table.at(level, branch).square() for level, branch in rows]

@@ -22,8 +22,8 @@ from dither.errors import BadRecipe
 from dither.numerics import Table, dynamic_table, int_table, range_table
 from dither.spec import Int, LinearSpec
 from dither.stages.base import MEASURED, Job, Phase
-from dither.stages.effects import row_weights
-from dither.stages.gradients import Passes, Sample, alike
+from dither.stages.effects import alike, row_weights
+from dither.stages.gradients import Passes, Sample
 from dither.stages.scale_search import Ratios, group_ranges, has_candidates
 from dither.stages.sides import Scales, Sides, by_turns
 

@@ -21,24 +21,18 @@ from dither.errors import BadRecipe, BadValue
 from dither.models.base import linear_at
 from dither.probes import MinMax
 from dither.stages.base import Job
+from dither.stages.effects import Weigh, alike
 from dither.stages.meanwhile import instead
 from dither.stages.quantized_point import SquaredError, twins
 from dither.stages.watching import Piece, answer, gradients, inputs, pieces, signs, spread, watched
 
-__all__ = ["Passes", "Sample", "Weigh", "alike"]
+__all__ = ["Passes", "Sample"]
 
 VANISHED = 1e-12
 """Mean squared gradients below this share of the largest layer's: float32 rounds amplitudes at 6e-8."""
 
-Weigh: TypeAlias = Callable[[Job], Sequence[Tensor]]
-"""What the error of each sample of each calibration call counts, (B,) each."""
 Losses: TypeAlias = Callable[[Piece, Tensor], list[Tensor]]
 """Scalars to take gradients of, from a piece and the denoiser's answer; squared gradients are averaged over them."""
-
-
-def alike(job: Job) -> Sequence[Tensor]:
-    """All samples count the same."""
-    return [torch.ones(len(job.rows(call))) for call in job.calls]
 
 
 @dataclass(frozen=True)
@@ -147,7 +141,7 @@ class Passes:
             job.progress(what, done, len(shares))
 
     def _weights(self, job: Job) -> Sequence[Tensor]:
-        found = self.weigh(job)
+        found = self.weigh(job, job.calls)
         for index, weights in enumerate(found):
             if not bool((weights.isfinite() & (weights >= 0)).all()):
                 raise BadValue(f"{self.stage}: samples of denoiser call {index} count {weights.tolist()}")

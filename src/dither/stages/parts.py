@@ -15,12 +15,28 @@ from torch import Tensor, nn
 from dither.calibrate import PairStep, lockstep, replay, tapped
 from dither.models.base import Call
 from dither.stages.base import Job
+from dither.stages.effects import Weigh, alike
 from dither.stages.minibatches import Samples, some_of
 
-__all__ = ["Draw", "Part", "full_precision", "parts_of", "some_calls", "walked"]
+__all__ = ["Draw", "Drawn", "Part", "full_precision", "parts_of", "some_calls", "walked"]
 
-Draw: TypeAlias = Callable[[], tuple[Sequence[Call], Sequence[Tensor]]]
-"""Gives denoiser calls to train on, and the clock rows of their samples."""
+
+@dataclass(frozen=True)
+class Drawn:
+    """Denoiser calls to train on.
+
+    Args:
+        calls: of few samples each.
+        rows: clock rows of their samples, (B,) int64 each.
+        weights: of their samples, (B,) each.
+    """
+
+    calls: Sequence[Call]
+    rows: Sequence[Tensor]
+    weights: Sequence[Tensor]
+
+
+Draw: TypeAlias = Callable[[], Drawn]
 
 
 @dataclass(frozen=True)
@@ -56,19 +72,20 @@ def full_precision(job: Job, module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, {id(job.clock): job.clock})
 
 
-def some_calls(job: Job, every: Sequence[Call], samples: int) -> tuple[list[Call], list[Tensor]]:
-    """Calls with at most so many samples of all together, and their clock rows (b,): an equal share of each call, at random,
-    or one of every few calls."""
+def some_calls(job: Job, every: Sequence[Call], samples: int, weigh: Weigh = alike) -> Drawn:
+    """Calls with at most so many samples of all together: an equal share of each call, at random, or one of every few
+    calls."""
     chosen = every[:: -(-len(every) // samples)]
     share = samples // len(chosen)
     make = torch.Generator().manual_seed(job.seed)
-    calls, rows = [], []
-    for call in chosen:
+    calls, rows, weights = [], [], []
+    for call, counts in zip(chosen, weigh(job, chosen), strict=True):
         now = job.rows(call)
         index = torch.randperm(len(now), generator=make)[:share].sort().values
         calls.append(some_of(call, len(now), index.tolist()))
         rows.append(now[index])
-    return calls, rows
+        weights.append(counts[index])
+    return Drawn(calls, rows, weights)
 
 
 def walked(
@@ -86,24 +103,22 @@ def walked(
         lacking: whether a part must be trained.
     """
     inside, outside = [p for p in parts if p.block], [p for p in parts if not p.block]
-    calls, rows = draw() if any(map(lacking, parts)) else ([], [])
+    drawn = draw() if any(map(lacking, parts)) else Drawn((), (), ())
     apart = None if exact is job.model else exact
     if any(map(lacking, inside)):
-        for step in lockstep(job.model, job.adapter, calls, rows, job.clock.tell, apart):
+        for step in lockstep(job.model, job.adapter, drawn.calls, drawn.rows, job.clock.tell, apart):
             mine = [p for p in inside if p.block == step.name]
-            yield from _within(job, step, mine, apart, rows, lacking)
+            yield from _within(job, step, mine, apart, drawn, lacking)
             inside = [p for p in inside if p not in mine]
             if not any(map(lacking, inside)):
                 break
     yield from ((part, None) for part in inside)
     for part in outside:
         if lacking(part):
-            received, _ = tapped(job.model, part.name, calls, rows, job.clock.tell)
+            received, _ = tapped(job.model, part.name, drawn.calls, drawn.rows, job.clock.tell)
             own = exact.get_submodule(part.name)
-            yield (
-                part,
-                Samples.alike(received, [_answer(job, own, *pair) for pair in zip(received, rows, strict=True)], rows),
-            )
+            given = [_answer(job, own, *pair) for pair in zip(received, drawn.rows, strict=True)]
+            yield part, Samples(received, given, drawn.rows, drawn.weights)
         else:
             yield part, None
 
@@ -119,7 +134,7 @@ def _within(
     step: PairStep,
     parts: Sequence[Part],
     exact: nn.Module | None,
-    rows: Sequence[Tensor],
+    drawn: Drawn,
     lacking: Callable[[Part], bool],
 ) -> Iterator[tuple[Part, Samples | None]]:
     """Parts of one block of a walk; ``exact`` as of ``lockstep``."""
@@ -130,9 +145,9 @@ def _within(
         if not lacking(part):
             yield part, None
         elif part.name == step.name:
-            yield part, Samples.alike(step.calls, step.targets, rows)
+            yield part, Samples(step.calls, step.targets, drawn.rows, drawn.weights)
         else:
             name = part.name.removeprefix(f"{step.name}.")
-            received, _ = tapped(job.model.get_submodule(step.name), name, step.calls, rows, job.clock.tell)
-            _, given = tapped(block, name, step.exact, rows, job.clock.tell)
-            yield part, Samples.alike(received, given, rows)
+            received, _ = tapped(job.model.get_submodule(step.name), name, step.calls, drawn.rows, job.clock.tell)
+            _, given = tapped(block, name, step.exact, drawn.rows, job.clock.tell)
+            yield part, Samples(received, given, drawn.rows, drawn.weights)
