@@ -17,6 +17,7 @@ from dither.errors import BadModel
 from dither.models.base import Call, linear_at
 from dither.nn import QLinear
 from dither.stages.base import Job
+from dither.stages.minibatches import some_of
 
 __all__ = ["Piece", "Uses", "answer", "by_sample", "gradients", "inputs", "pieces", "signs", "spread", "watched"]
 
@@ -55,18 +56,9 @@ def pieces(job: Job, index: int) -> Iterator[Piece]:
     call = job.calls[index]
     rows = job.rows(call)
     for start in range(0, len(rows), SAMPLES):
-        part = slice(start, start + SAMPLES)
+        part = slice(start, min(start + SAMPLES, len(rows)))
         job.clock.tell(rows[part])
-        yield Piece(index, part, rows[part], Call(_cut(call.args, len(rows), part), _cut(call.kwargs, len(rows), part)))
-
-
-def _cut(value: Any, batch: int, part: slice) -> Any:
-    """Some samples of all tensors that have a row for each."""
-    if isinstance(value, Tensor):
-        return value[part] if value.ndim and value.shape[0] == batch else value
-    if isinstance(value, list | tuple):
-        return type(value)(_cut(v, batch, part) for v in value)
-    return {k: _cut(v, batch, part) for k, v in value.items()} if isinstance(value, Mapping) else value
+        yield Piece(index, part, rows[part], some_of(call, len(rows), range(part.start, part.stop)))
 
 
 @contextmanager
