@@ -28,6 +28,7 @@ from dither.spec import (
     Rotation,
     TableSpec,
     Timed,
+    Trellis,
     TwoRegion,
     View,
     Views,
@@ -42,6 +43,8 @@ EVERY = [
     Nested(Int(8, False, 64), 3),
     Codebook(4, 256),
     Codebook(1, 3, row_scale=True),
+    Trellis(2),
+    Trellis(3, 16, 8, 4),
     Act(Int(8)),
     Act(Int(6, False, 64), static=True, rows=20),
     Rotation(36),
@@ -71,7 +74,12 @@ EVERY = [
 
 ints = st.builds(Int, st.integers(1, 8), st.booleans(), st.integers(-1, 256))
 nested = st.builds(Nested, st.builds(Int, st.integers(5, 8), st.booleans(), st.integers(-1, 256)), st.integers(1, 4))
-formats = st.one_of(ints, nested, st.builds(Codebook, st.integers(1, 8), st.integers(2, 65536), st.booleans()))
+formats = st.one_of(
+    ints,
+    nested,
+    st.builds(Codebook, st.integers(1, 8), st.integers(2, 65536), st.booleans()),
+    st.builds(Trellis, st.integers(1, 4), st.integers(5, 16)),
+)
 signs = st.builds(TwoRegion, st.integers(2, 8), st.just(True), st.just(False), st.integers(-1, 256))
 acts = st.builds(
     Act, ints | signs | st.builds(Log2, st.integers(1, 8), st.integers(-1, 256)), st.booleans(), st.integers(1, 9)
@@ -151,7 +159,7 @@ def test_a_recipe_becomes_json() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"kind": "trellis", "bits": 2}, "unknown kind 'trellis'"),
+        ({"kind": "lattice", "bits": 2}, "unknown kind 'lattice'"),
         ({"kind": ["int"], "bits": 2}, "unknown kind"),
         ({"kind": "int", "bits": 4, "groups": 8}, "int an unknown field 'groups'"),
         ({"kind": "int", "bits": "4"}, "int.bits the value '4' of the wrong type"),
@@ -196,6 +204,12 @@ def test_foreign_json_is_refused(data: Any, message: str) -> None:
         lambda: Int(0),
         lambda: Int(9),
         lambda: Int(4, group=-2),
+        lambda: Trellis(0),
+        lambda: Trellis(5),
+        lambda: Trellis(4, 4),
+        lambda: Trellis(2, 17),
+        lambda: Trellis(2, 12, 0, 16),
+        lambda: Trellis(2, 12, 5, 1),
         lambda: Codebook(0, 4),
         lambda: Codebook(2, 1),
         lambda: Codebook(2, 65537),
@@ -309,6 +323,7 @@ def test_words_for_people() -> None:
     assert str(View(4, Act(Int(8)))) == "4 bits, int8 sym per token dynamic"
     assert str(View(4)) == "4 bits, full precision"
     assert str(Int(8, group=PER_TENSOR)) == "int8 sym per tensor"
+    assert str(Trellis(2)) == "trellis2 L12 16x16"
     assert str(Codebook(4, 256, True)) == "codebook 256x4 row-scaled"
     assert str(Act(Int(8))) == "int8 sym per token dynamic"
     assert str(Act(Int(8, group=PER_ROW), static=True, rows=10)) == "int8 sym per tensor static x10"

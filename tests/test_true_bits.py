@@ -14,7 +14,21 @@ from dither.inspection import describe, estimate, plan_rows, size_on_disk, stays
 from dither.models import adapter_for
 from dither.nn import QLinear, TimedLinear
 from dither.quantization import plan_ahead, resolve_recipe
-from dither.spec import Act, Codebook, Int, LinearSpec, LowRank, Nested, Plan, Rotation, Spec, Timed, View, Views
+from dither.spec import (
+    Act,
+    Codebook,
+    Int,
+    LinearSpec,
+    LowRank,
+    Nested,
+    Plan,
+    Rotation,
+    Spec,
+    Timed,
+    Trellis,
+    View,
+    Views,
+)
 
 LAYER = "transformer_blocks.0.attn1.to_q"  # (16, 16), with a bias
 
@@ -28,6 +42,7 @@ BY_HAND = {  # bits of all stored tensors over 16 * 16 weights; the bias is 16 f
         16 * 12 * 8 + 16 * (32 + 8) + 16 * 32 + 16 * 32,
     ),
     "banks": (Timed((LinearSpec(Int(8)), LinearSpec(Int(4))), (0,) * 6), 16 * 16 * 12 + 2 * 16 * 32 + 16 * 32),
+    "trellis": (LinearSpec(Trellis(3)), 16 * 16 * 3 + 16 * 16 + 16 * 32),
     "codebook": (LinearSpec(Codebook(2, 16)), 16 * 8 * 4 + 16 * 2 * 32 + 16 * 32),
     "w8a8 static": (LinearSpec(Int(8), Act(Int(8, False), True, rows=6)), 16 * 16 * 8 + 16 * 32 + 6 * (32 + 8) + 16 * 32),
     "scaled rotated low rank": (

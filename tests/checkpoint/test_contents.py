@@ -23,7 +23,7 @@ from dither.checkpoint import (
 )
 from dither.errors import BadCheckpoint
 from dither.nn import QLinear
-from dither.spec import Act, Codebook, Int, LinearSpec, LowRank, Nested, Rotation, Timed, View, Views
+from dither.spec import Act, Codebook, Int, LinearSpec, LowRank, Nested, Rotation, Timed, Trellis, View, Views
 
 INDEX = "model.safetensors.index.json"
 
@@ -50,6 +50,8 @@ MISFITS = {
     ),
     "rotation of views": ({"first": Views(LinearSpec(Int(8), rotation=Rotation(5)), (View(8),), (0,) * 6)}, "block 5"),
     "codebook": ({"first": LinearSpec(Codebook(3, 16))}, "'first'"),
+    "tiles": ({"first": LinearSpec(Trellis(2, 8, 5, 5))}, "'first'.*tiles of 5 x 5"),
+    "huge tiles": ({"first": LinearSpec(Trellis(2, 8, HUGE, HUGE))}, "'first'.*tiles"),
 }
 
 

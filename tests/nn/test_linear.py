@@ -11,7 +11,7 @@ from dither.clock import Clock
 from dither.errors import BadCheckpoint
 from dither.kernels import named
 from dither.nn import QLinear, build, tensor_layout
-from dither.spec import PER_TENSOR, Act, Codebook, Int, LinearSpec, LowRank, Nested, Rotation
+from dither.spec import PER_TENSOR, Act, Codebook, Int, LinearSpec, LowRank, Nested, Rotation, Trellis
 
 SPECS = {
     "w8a8": tiny.W8A8,
@@ -20,6 +20,7 @@ SPECS = {
     "static": LinearSpec(Int(8), Act(Int(8, False), static=True)),
     "nested": LinearSpec(Nested(Int(8, False), 4)),
     "codebook": LinearSpec(Codebook(2, 16)),
+    "trellis": LinearSpec(Trellis(2, rows=8)),
     "act only": LinearSpec(None, Act(Int(8))),
     "lowrank int": LinearSpec(Int(2), lowrank=LowRank(4, Int(8))),
     "w1 per tensor": LinearSpec(Int(1, group=PER_TENSOR)),

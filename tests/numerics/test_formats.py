@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dither.errors import BadCheckpoint, BadFormat, BadValue
 from dither.numerics import decode, encode, layout, stored_bits, validate
-from dither.spec import PER_ROW, PER_TENSOR, Act, Codebook, Format, Int, Nested
+from dither.spec import PER_ROW, PER_TENSOR, Act, Codebook, Format, Int, Nested, Trellis
 
 FORMATS: list[Format] = [
     *(Int(b, s, g) for b in range(1, 9) for s in (True, False) for g in (PER_ROW, PER_TENSOR, 6)),
@@ -21,6 +21,10 @@ FORMATS: list[Format] = [
     Codebook(2, 16),
     Codebook(3, 5),
     Codebook(1, 300, row_scale=True),
+    Trellis(1, 9, 2, 18),
+    Trellis(2, 8, 5, 6),
+    Trellis(3, 10, 1, 9),
+    Trellis(4, 6, 10, 3),
 ]
 SHAPE = (10, 18)
 
@@ -58,6 +62,7 @@ def test_stored_bits_of_dit_xl() -> None:
     assert stored_bits(Nested(Int(8), 4), (1152, 1152)) == stored_bits(Int(8), (1152, 1152))  # it is all stored
     assert stored_bits(Int(3, group=PER_TENSOR), (4, 9)) == 4 * 32 + 32  # 27 bits fill 4 bytes
     assert stored_bits(Codebook(4, 256), (1152, 1152)) == 1152 * 1152 * 2 + 256 * 4 * 32
+    assert stored_bits(Trellis(3), (4608, 1152)) == 4608 * (1152 * 3 + 16)
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)

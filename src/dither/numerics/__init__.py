@@ -1,8 +1,8 @@
 """What each format means: encode, decode, pack; and the Hadamard rotations that weights and inputs share.
 
 ``formats`` is the entrance for anything that stores or loads a weight, ``acts`` for whatever rounds an activation. Kernels
-and stages that need the arithmetic of one format (codes, grids, indices) take it from ``integer``, ``nested`` and
-``codebook``.
+and stages that need the arithmetic of one format (codes, grids, indices) take it from ``integer``, ``nested``,
+``codebook`` and ``trellis``.
 """
 
 from dither.numerics.acts import (
@@ -45,6 +45,7 @@ from dither.numerics.integer import (
 from dither.numerics.nested import decode_nested, encode_nested, high_bits
 from dither.numerics.pack import pack, packed_width, unpack
 from dither.numerics.regions import split_table
+from dither.numerics.trellis import decode_trellis, encode_trellis, trellis_codes, trellis_path
 
 __all__ = [
     "Layout",
@@ -58,12 +59,14 @@ __all__ = [
     "decode_codebook",
     "decode_int",
     "decode_nested",
+    "decode_trellis",
     "dynamic_grid",
     "dynamic_table",
     "encode",
     "encode_codebook",
     "encode_int",
     "encode_nested",
+    "encode_trellis",
     "fake_quantize",
     "fit_codebook",
     "fitting",
@@ -89,6 +92,8 @@ __all__ = [
     "table_fault",
     "table_layout",
     "to_codes",
+    "trellis_codes",
+    "trellis_path",
     "unpack",
     "unpack_indices",
     "unpack_int",

@@ -21,7 +21,8 @@ from dither.numerics.checks import require_matrix
 from dither.numerics.codebook import codebook_layout, decode_codebook, encode_codebook, unpack_indices
 from dither.numerics.integer import decode_int, encode_int, int_fault, int_layout, scale_fault
 from dither.numerics.nested import decode_nested, encode_nested, nested_layout
-from dither.spec import Codebook, Format, Int, Nested
+from dither.numerics.trellis import decode_trellis, encode_trellis, trellis_layout
+from dither.spec import Codebook, Format, Int, Nested, Trellis
 
 __all__ = ["FormatOps", "Layout", "decode", "encode", "layout", "stored_bits", "validate"]
 
@@ -121,10 +122,15 @@ def _codebook_fault(tensors: Mapping[str, Tensor], fmt: Codebook, shape: Sequenc
     return scale_fault(tensors) if fmt.row_scale else None
 
 
+def _trellis_fault(tensors: Mapping[str, Tensor], fmt: Trellis, shape: Sequence[int]) -> tuple[str, str] | None:
+    return scale_fault(tensors)
+
+
 _TABLE: dict[type[Any], FormatOps] = {
     Int: FormatOps(int_layout, encode_int, decode_int, _int_fault),
     Nested: FormatOps(nested_layout, encode_nested, decode_nested, _nested_fault),
     Codebook: FormatOps(codebook_layout, encode_codebook, decode_codebook, _codebook_fault),
+    Trellis: FormatOps(trellis_layout, encode_trellis, decode_trellis, _trellis_fault),
 }
 
 

@@ -5,7 +5,19 @@ from typing import ClassVar, TypeAlias
 
 from dither.errors import BadFormat
 
-__all__ = ["PER_ROW", "PER_TENSOR", "Act", "Codebook", "Format", "Grid", "Int", "Log2", "Nested", "TwoRegion"]
+__all__ = [
+    "PER_ROW",
+    "PER_TENSOR",
+    "Act",
+    "Codebook",
+    "Format",
+    "Grid",
+    "Int",
+    "Log2",
+    "Nested",
+    "Trellis",
+    "TwoRegion",
+]
 
 PER_ROW = 0
 """Group value: one scale for each row (an output channel of a weight, a token of an activation)."""
@@ -102,6 +114,48 @@ class Nested:
 
 
 @dataclass(frozen=True)
+class Trellis:
+    """Trellis-coded weights (QTIP, arXiv 2406.11235): overlapping windows of a stream of bits name Gaussian values.
+
+    A tile of rows and columns is one stream of ``bits`` new bits for each weight. A weight's value is that of the window of
+    ``states`` bits that ends with its own; the stream is a ring. So values have the choice of a codebook of 2^states, and
+    take ``bits`` each. They are small integers, times a scale of each row.
+
+    Args:
+        bits: new bits for each weight, 1 to 4.
+        states: bits of the window, at most 16.
+        rows: of a tile; must divide the output width.
+        columns: of a tile; must divide the input width.
+    """
+
+    kind: ClassVar[str] = "trellis"
+    bits: int
+    states: int = 12
+    rows: int = 16
+    columns: int = 16
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 4:
+            raise BadFormat(f"trellis of {self.bits} bits: the width must be 1 to 4")
+        if not self.bits < self.states <= 16:
+            raise BadFormat(
+                f"trellis of {self.bits} bits with windows of {self.states}: need more than {self.bits}, up to 16"
+            )
+        if self.rows < 1 or self.columns < 1 or self.rows * self.columns * self.bits < self.states:
+            raise BadFormat(
+                f"trellis: tiles of {self.rows} x {self.columns} weights hold no window of {self.states} bits"
+            )
+
+    @property
+    def length(self) -> int:
+        """Weights of a tile."""
+        return self.rows * self.columns
+
+    def __str__(self) -> str:
+        return f"trellis{self.bits} L{self.states} {self.rows}x{self.columns}"
+
+
+@dataclass(frozen=True)
 class TwoRegion:
     """Two regions of steps of their own (TQ-DiT's MRQ, arXiv 2502.04056; PTQ4ViT, 2111.12293): values that crowd near zero.
 
@@ -158,7 +212,7 @@ class Log2:
         return f"log2-{self.bits}"
 
 
-Format: TypeAlias = Int | Nested | Codebook
+Format: TypeAlias = Int | Nested | Codebook | Trellis
 """How a weight is stored. A new format is one class here and one file in ``numerics``."""
 Grid: TypeAlias = Int | TwoRegion | Log2
 """The codes of an activation. A new one is one class here, one file in ``numerics`` and one line in ``numerics.acts``."""

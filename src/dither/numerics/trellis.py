@@ -1,0 +1,178 @@
+"""The ``Trellis`` format: trellis-coded quantization with a computed codebook (QTIP, arXiv 2406.11235).
+
+A tile of ``rows`` x ``columns`` weights, row by row, is a ring of T weights and T k bits, k = ``bits``. With L = ``states``,
+
+    window_t = (b_t + 2^k b_(t-1) + 2^2k b_(t-2) + ...) mod 2^L        W_t = scale of the row * values[window_t]
+
+so that neighbours share all but k bits of their windows, and which values may follow each other is a graph of 2^L states with
+2^k edges out of each. The best path of a tile is found by dynamic programming (Viterbi). That its end meets its beginning
+(tail-biting) is had as in the paper's section 3.3: a first pass over the tile turned by a half says what the overlap is.
+
+``values`` are the 2^L quantiles of a Gaussian in the order of a hash of the window, as int8 of a 29th of its deviation.
+They are no parameters, and integers: a kernel that reads them multiplies int8 by int8. Rounding them adds 1e-4 to the squared
+error of a weight of variance 1, which is to be seen beside 4^-k, what no code of any length can go below.
+
+The row's scale is refitted by least squares after the search. It is bfloat16: what is searched is what is stored.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from dither.errors import BadFormat
+from dither.numerics.checks import require_finite, require_matrix
+from dither.numerics.pack import pack, packed_width, unpack
+from dither.spec import Trellis
+
+__all__ = [
+    "UNIT",
+    "decode_trellis",
+    "encode_trellis",
+    "pack_trellis",
+    "trellis_codes",
+    "trellis_layout",
+    "trellis_path",
+    "trellis_values",
+]
+
+UNIT = 29
+"""Value of one standard deviation; the largest of 2^16 quantiles is 125."""
+_MULTIPLIER = 2654435761  # odd: a bijection of every ring of 2^L; Knuth's choice for multiplicative hashing
+_HELD = 1 << 24  # bytes of back pointers at a time: the costs of as many tiles then fit into the caches
+
+
+def trellis_layout(fmt: Trellis, shape: Sequence[int]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Names, shapes and dtypes of the tensors that store a weight of ``shape`` (N, K): a row of codes a strip of tiles."""
+    strips, tiles = _tiles(fmt, shape)
+    rows = packed_width(tiles * fmt.length, fmt.bits)
+    return {"codes": ((strips, rows), torch.uint8), "scale": ((strips * fmt.rows, 1), torch.bfloat16)}
+
+
+def encode_trellis(w: Tensor, fmt: Trellis) -> dict[str, Tensor]:
+    """Quantize a weight (N, K) by the best path of each tile.
+
+    Returns:
+        ``codes`` uint8 (N / rows, ceil(K rows bits / 8)), ``scale`` bfloat16 (N, 1).
+
+    Raises:
+        BadFormat: not a matrix, or tiles that do not divide it.
+        BadValue: NaN or infinity.
+    """
+    _tiles(fmt, w.shape)
+    require_finite(w)
+    w = w.detach().float()
+    scale = w.square().mean(1, keepdim=True).sqrt()  # (N, 1)
+    bits = trellis_path(_to_tiles(w / torch.where(scale == 0, torch.inf, scale), fmt), fmt)
+    return pack_trellis(w, bits, fmt)
+
+
+def pack_trellis(w: Tensor, bits: Tensor, fmt: Trellis) -> dict[str, Tensor]:
+    """Stored tensors of chosen bits (S, T), with the scale (N, 1) of each row that serves the weight (N, K) best."""
+    strips, _ = _tiles(fmt, w.shape)
+    q = _from_tiles(_look_up(bits, fmt), fmt, w.shape).float()
+    scale = (w * q).sum(1, keepdim=True) / q.square().sum(1, keepdim=True).clamp(min=1)
+    return {"codes": pack(bits.reshape(strips, -1), fmt.bits, signed=False), "scale": scale.clamp(min=0).bfloat16()}
+
+
+def decode_trellis(tensors: Mapping[str, Tensor], fmt: Trellis, shape: Sequence[int]) -> Tensor:
+    """The float32 weight (N, K) that the stored tensors stand for."""
+    return trellis_codes(tensors, fmt, shape).float().mul_(tensors["scale"].float())
+
+
+def trellis_codes(tensors: Mapping[str, Tensor], fmt: Trellis, shape: Sequence[int]) -> Tensor:
+    """The values (N, K) int8 that the codes name, before the rows' scales."""
+    strips, tiles = _tiles(fmt, shape)
+    bits = unpack(tensors["codes"], fmt.bits, tiles * fmt.length, signed=False)
+    return _from_tiles(_look_up(bits.reshape(strips * tiles, fmt.length), fmt), fmt, shape)
+
+
+@cache
+def trellis_values(states: int) -> Tensor:
+    """The value of every window (2^states,) int8, symmetric about 0."""
+    count = 1 << states
+    window = torch.arange(count, dtype=torch.int64)
+    order = window * _MULTIPLIER % count
+    for shift in (states // 2, states // 3):
+        order = (order ^ order >> max(shift, 1)) * _MULTIPLIER % count
+    quantile: Tensor = torch.special.ndtri((order.double() + 0.5) / count)
+    return quantile.mul(UNIT).round().to(torch.int8)
+
+
+def trellis_path(x: Tensor, fmt: Trellis) -> Tensor:
+    """Bits (S, T) uint8 of the path that is nearest to each tile of x (S, T), whose variance is about 1."""
+    table = trellis_values(fmt.states).float().div(UNIT).to(x.device)
+    many = max(1, _HELD // (fmt.length << fmt.states - fmt.bits))
+    half = fmt.length // 2
+    found = []
+    for part in torch.split(x, many):
+        turned = _viterbi(part.roll(-half, 1), table, fmt, None)
+        overlap = turned[:, fmt.length - half - 1] & (1 << fmt.states - fmt.bits) - 1
+        found.append((_viterbi(part, table, fmt, overlap) & (1 << fmt.bits) - 1).to(torch.uint8))
+    return torch.cat(found)
+
+
+def _viterbi(x: Tensor, table: Tensor, fmt: Trellis, overlap: Tensor | None) -> Tensor:
+    """Windows (S, T) int64 of the best path.
+
+    Args:
+        x: (S, T).
+        table: value of each window, (2^L,).
+        fmt: k and L.
+        overlap: what the last L - k bits are to be, (S,), both at the end and before the beginning; None leaves both free.
+    """
+    (tiles, length), edges, kept = x.shape, 1 << fmt.bits, 1 << fmt.states - fmt.bits
+    square, slope = table.square().view(kept, edges), table.mul(-2).view(kept, edges)  # (x - v)^2 = x^2 + v^2 - 2 x v
+    each = torch.arange(tiles, device=x.device)
+    before = torch.zeros(tiles, kept, device=x.device)  # cost of the best window that ends in these bits
+    if overlap is not None:
+        before.fill_(torch.inf)
+        before[each, overlap] = 0.0
+    back = torch.empty(length, tiles, kept, dtype=torch.uint8, device=x.device)
+    cost = before
+    for t in range(length):
+        cost = torch.addcmul(square, x[:, t, None, None], slope).add_(before[:, :, None]).view(tiles, edges, kept)
+        before, first = cost.min(1)  # the bits that fall out of the window when the next ones come
+        back[t] = first
+    if overlap is not None:
+        window = back[-1, each, overlap].long() * kept + overlap
+    else:
+        end = before.argmin(1)
+        window = back[-1, each, end].long() * kept + end
+    path = torch.empty(tiles, length, dtype=torch.int64, device=x.device)
+    for t in range(length - 1, -1, -1):
+        path[:, t] = window
+        if t:
+            ending = window >> fmt.bits
+            window = back[t - 1, each, ending].long() * kept + ending
+    return path
+
+
+def _look_up(bits: Tensor, fmt: Trellis) -> Tensor:
+    """Values (S, T) int8 of the bits (S, T)."""
+    now = bits.to(torch.int32)
+    window = now.clone()
+    for steps in range(1, -(-fmt.states // fmt.bits)):
+        window |= now.roll(steps, 1) << steps * fmt.bits
+    return trellis_values(fmt.states).to(bits.device)[window & (1 << fmt.states) - 1]
+
+
+def _tiles(fmt: Trellis, shape: Sequence[int]) -> tuple[int, int]:
+    """Strips of tiles, and tiles in a strip."""
+    rows, count = require_matrix(shape)
+    if rows % fmt.rows or count % fmt.columns:
+        raise BadFormat(f"tiles of {fmt.rows} x {fmt.columns} do not divide a weight of {rows} x {count}")
+    return rows // fmt.rows, count // fmt.columns
+
+
+def _to_tiles(x: Tensor, fmt: Trellis) -> Tensor:
+    """(N, K) to (S, T)."""
+    strips, tiles = _tiles(fmt, x.shape)
+    return x.reshape(strips, fmt.rows, tiles, fmt.columns).transpose(1, 2).reshape(-1, fmt.length)
+
+
+def _from_tiles(x: Tensor, fmt: Trellis, shape: Sequence[int]) -> Tensor:
+    """(S, T) to (N, K)."""
+    strips, tiles = _tiles(fmt, shape)
+    return x.reshape(strips, tiles, fmt.rows, fmt.columns).transpose(1, 2).reshape(shape[0], shape[1]).contiguous()
