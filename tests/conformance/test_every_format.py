@@ -50,7 +50,7 @@ WEIGHTS = {
     "w4 of 6 asym group": Nested(Int(6, False, 6), 4),
     "codebook": Codebook(2, 16),
     "codebook scaled": Codebook(3, 5, row_scale=True),
-    "trellis": Trellis(2, 8, 2, 6),
+    "trellis": Trellis(2, 8, 7, 6),
     "trellis 3": Trellis(3, 9, 1, 12),
     "dense": None,
 }
