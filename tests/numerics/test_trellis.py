@@ -9,8 +9,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dither.errors import BadFormat, BadValue
-from dither.numerics import decode_trellis, encode_trellis, pack, trellis_codes, trellis_path
-from dither.numerics.trellis import UNIT, pack_trellis, trellis_values
+from dither.numerics import (
+    decode_trellis,
+    encode_trellis,
+    pack,
+    pack_trellis,
+    trellis_bits,
+    trellis_codes,
+    trellis_from_bits,
+)
+from dither.numerics.trellis import UNIT, trellis_values
 from dither.spec import Trellis
 
 
@@ -76,7 +84,7 @@ def test_the_path_is_the_best_of_all_for_its_overlap(bits: int, states: int, len
     every_window = torch.tensor([windows(row.tolist(), fmt) for row in every])
     values = trellis_values(states).float()[every_window] / UNIT
     errors = (x[:, None] - values).square().sum(2)  # (tiles, rings)
-    path = trellis_path(x, fmt)
+    path = torch.cat([trellis_bits(row[None], fmt) for row in x])
     index = sum(path[:, t].long() << bits * (length - 1 - t) for t in range(length))
     assert torch.equal(every[index], path.long())
     overlap = every_window[:, -1] & (1 << states - bits) - 1
@@ -122,7 +130,10 @@ def test_the_scale_is_the_best_there_is_for_the_codes() -> None:
 def test_a_stage_may_choose_the_bits() -> None:
     fmt, w = Trellis(2, 6, 2, 4), gauss(4, 8)
     bits = torch.randint(4, (4, 8), generator=torch.Generator().manual_seed(3)).to(torch.uint8)
-    tensors = pack_trellis(w, bits, fmt)
+    scale = torch.tensor([[1.0], [2.0], [0.5], [0.0]])
+    tensors = pack_trellis(bits, scale, fmt, w.shape)
+    want = trellis_from_bits(bits, fmt, w.shape) * scale
+    torch.testing.assert_close(decode_trellis(tensors, fmt, w.shape), want, rtol=2**-8, atol=0)
     tiles = trellis_codes(tensors, fmt, w.shape).reshape(2, 2, 2, 4).transpose(1, 2).reshape(4, 8)
     assert torch.equal(tiles, values_of(bits, fmt))
 

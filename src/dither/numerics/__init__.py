@@ -45,7 +45,14 @@ from dither.numerics.integer import (
 from dither.numerics.nested import decode_nested, encode_nested, high_bits
 from dither.numerics.pack import pack, packed_width, unpack
 from dither.numerics.regions import split_table
-from dither.numerics.trellis import decode_trellis, encode_trellis, trellis_codes, trellis_path
+from dither.numerics.trellis import (
+    decode_trellis,
+    encode_trellis,
+    pack_trellis,
+    trellis_bits,
+    trellis_codes,
+    trellis_from_bits,
+)
 
 __all__ = [
     "Layout",
@@ -83,6 +90,7 @@ __all__ = [
     "layout",
     "pack",
     "pack_int",
+    "pack_trellis",
     "packed_width",
     "random_signs",
     "range_table",
@@ -92,8 +100,9 @@ __all__ = [
     "table_fault",
     "table_layout",
     "to_codes",
+    "trellis_bits",
     "trellis_codes",
-    "trellis_path",
+    "trellis_from_bits",
     "unpack",
     "unpack_indices",
     "unpack_int",

@@ -31,9 +31,10 @@ __all__ = [
     "decode_trellis",
     "encode_trellis",
     "pack_trellis",
+    "trellis_bits",
     "trellis_codes",
+    "trellis_from_bits",
     "trellis_layout",
-    "trellis_path",
     "trellis_values",
 ]
 
@@ -64,16 +65,26 @@ def encode_trellis(w: Tensor, fmt: Trellis) -> dict[str, Tensor]:
     require_finite(w)
     w = w.detach().float()
     scale = w.square().mean(1, keepdim=True).sqrt()  # (N, 1)
-    bits = trellis_path(_to_tiles(w / torch.where(scale == 0, torch.inf, scale), fmt), fmt)
-    return pack_trellis(w, bits, fmt)
+    bits = trellis_bits(w / torch.where(scale == 0, torch.inf, scale), fmt)
+    values = trellis_from_bits(bits, fmt, w.shape)
+    best = (w * values).sum(1, keepdim=True) / values.square().sum(1, keepdim=True).clamp(min=1e-6)
+    return pack_trellis(bits, best.clamp(min=0), fmt, w.shape)
 
 
-def pack_trellis(w: Tensor, bits: Tensor, fmt: Trellis) -> dict[str, Tensor]:
-    """Stored tensors of chosen bits (S, T), with the scale (N, 1) of each row that serves the weight (N, K) best."""
-    strips, _ = _tiles(fmt, w.shape)
-    q = _from_tiles(_look_up(bits, fmt), fmt, w.shape).float()
-    scale = (w * q).sum(1, keepdim=True) / q.square().sum(1, keepdim=True).clamp(min=1)
-    return {"codes": pack(bits.reshape(strips, -1), fmt.bits, signed=False), "scale": scale.clamp(min=0).bfloat16()}
+def trellis_bits(x: Tensor, fmt: Trellis) -> Tensor:
+    """Bits (S, T) uint8 of the S tiles of x (N, K), strip by strip, of the path that is nearest; each row of variance 1."""
+    return _paths(_to_tiles(x.float(), fmt), fmt)
+
+
+def trellis_from_bits(bits: Tensor, fmt: Trellis, shape: Sequence[int]) -> Tensor:
+    """x (N, K) float32, of the shape given, that bits (S, T) stand for."""
+    return _from_tiles(_look_up(bits, fmt), fmt, shape).float().div_(UNIT)
+
+
+def pack_trellis(bits: Tensor, scale: Tensor, fmt: Trellis, shape: Sequence[int]) -> dict[str, Tensor]:
+    """Stored tensors of chosen bits (S, T) and of the deviation (N, 1) of each row."""
+    strips, _ = _tiles(fmt, shape)
+    return {"codes": pack(bits.reshape(strips, -1), fmt.bits, signed=False), "scale": (scale / UNIT).bfloat16()}
 
 
 def decode_trellis(tensors: Mapping[str, Tensor], fmt: Trellis, shape: Sequence[int]) -> Tensor:
@@ -100,8 +111,8 @@ def trellis_values(states: int) -> Tensor:
     return quantile.mul(UNIT).round().to(torch.int8)
 
 
-def trellis_path(x: Tensor, fmt: Trellis) -> Tensor:
-    """Bits (S, T) uint8 of the path that is nearest to each tile of x (S, T), whose variance is about 1."""
+def _paths(x: Tensor, fmt: Trellis) -> Tensor:
+    """Bits (S, T) uint8 of the path that is nearest to each tile of x (S, T)."""
     table = trellis_values(fmt.states).float().div(UNIT).to(x.device)
     many = max(1, _HELD // (fmt.length << fmt.states - fmt.bits))
     half = fmt.length // 2

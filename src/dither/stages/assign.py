@@ -4,12 +4,14 @@ The adaLN linears see one row per sample: memory-bound, a third of a DiT's weigh
 They are weight-only by default. Layers that the family keeps in full precision (embedders, the last projection) stay so.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from dither.errors import BadRecipe
 from dither.numerics import fitting
-from dither.spec import Act, Format, Int, LinearSpec
+from dither.spec import Act, Format, Int, LinearSpec, Trellis
 from dither.stages.base import Job, Phase
 from dither.stages.channels import equal_edges
 from dither.stages.incoherence import named
@@ -31,8 +33,8 @@ class Assign:
         exclude: regular expression; layers whose name it finds stay in full precision. It must find one.
         time_groups: equal parts of the noise level that static activation tables tell apart.
         branches: 2 gives unconditional rows static tables of their own.
-        fit: where a group size does not divide a layer's width, take the largest one below it that does; otherwise it
-            is an error.
+        fit: where a group size does not divide a layer's width, take the largest one below it that does, and of tiles as
+            many rows and columns as divide its weight; otherwise it is an error.
     """
 
     tag: ClassVar[str] = "assign"
@@ -62,13 +64,19 @@ class Assign:
                 continue
             weight, act = (self.adaln, None) if layer.kind == "adaln" else (self.weight, table)
             if self.fit:
-                weight, act = _fitted(layer.name, job.dense(layer.name).shape[1], weight, act)
+                weight, act = _fitted(layer.name, job.dense(layer.name).shape, weight, act)
             if weight is not None or act is not None:
                 job.promise(layer.name, replace(job.specs.get(layer.name, LinearSpec()), weight=weight, act=act))
 
 
-def _fitted(name: str, width: int, weight: Format | None, act: Act | None) -> tuple[Format | None, Act | None]:
-    """The same with group sizes that divide the width; BadRecipe where only tiny ones do, which cost more than they hold."""
+def _fitted(
+    name: str, shape: Sequence[int], weight: Format | None, act: Act | None
+) -> tuple[Format | None, Act | None]:
+    """The same with group sizes and tiles that divide the weight (N, K); BadRecipe where only tiny ones do, which cost more
+    than they hold."""
+    rows, width = shape
+    if isinstance(weight, Trellis):
+        weight = _tiled(name, rows, width, weight)
     asked = weight.group if isinstance(weight, Int) else 0, 0 if act is None else act.grid.group
     if isinstance(weight, Int):
         weight = fitting(weight, width)
@@ -80,3 +88,14 @@ def _fitted(name: str, width: int, weight: Format | None, act: Act | None) -> tu
                 "divisor: exclude it, or give assign.weight.group 0"
             )
     return weight, act
+
+
+def _tiled(name: str, rows: int, width: int, fmt: Trellis) -> Trellis:
+    """With tiles that divide a weight; BadRecipe where the largest of these hold no window."""
+    high, wide = math.gcd(rows, fmt.rows), math.gcd(width, fmt.columns)
+    if high * wide * fmt.bits < fmt.states:
+        raise BadRecipe(
+            f"assign.fit: the largest tiles that divide the weight {rows} x {width} of layer '{name}' are {high} x {wide}, "
+            f"too small for {fmt}: exclude it"
+        )
+    return replace(fmt, rows=high, columns=wide)

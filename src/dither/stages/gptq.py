@@ -1,6 +1,6 @@
 """WEIGHT: GPTQ (arXiv 2210.17323), with the groups that each layer has, as Q-DiT (2406.17343) uses it.
 
-    W' = round_columns(W, H)        see ``columns``
+    W' = round_columns(W, H)        see ``columns``; of trellis codes round_tiles, see ``tiles``
     b' = b + W m - W' m^            the mean output error is gone (``bias``), and H is taken about the mean
 
 H and the means are those of ``hessian``. Blocks are walked in order: each sees what the blocks before
@@ -23,11 +23,12 @@ from dither.calibrate import BlockStep
 from dither.errors import BadModel, BadRecipe
 from dither.models.base import linear_at
 from dither.numerics import dynamic_grid, from_codes, pack_int
-from dither.spec import PER_TENSOR, Int
+from dither.spec import PER_TENSOR, Int, Trellis
 from dither.stages.base import Job, Phase
 from dither.stages.clip import MOST_STEPS, search_range
 from dither.stages.columns import factor, round_columns
 from dither.stages.hessian import Gather, Moments, chunks
+from dither.stages.tiles import round_tiles
 
 __all__ = ["Gptq"]
 
@@ -36,12 +37,12 @@ WHAT = "rounding by GPTQ"
 
 @dataclass(frozen=True)
 class Gptq:
-    """Error-compensating rounding of every integer weight that no stage before has finished.
+    """Error-compensating rounding of every weight of integers or trellis codes that no stage before has finished.
 
     Args:
         damp: added to H's diagonal, as a share of its mean; more is taken, and noted, where it does not suffice.
-        block: columns at a time; changes speed alone.
-        act_order: begin with the inputs of most energy; ranges stay those of neighbouring columns.
+        block: columns of integers at a time; changes speed alone.
+        act_order: begin with the inputs of most energy; ranges stay those of neighbouring columns. Of integers alone.
         walk: block by block, behind rounded predecessors; otherwise one pass through the unrounded model.
         by_site: inside a block too, one site behind the other, at a pass each.
         quantized_inputs: H of inputs as the layer will see them, where their ranges are dynamic.
@@ -74,12 +75,12 @@ class Gptq:
     memory: float = 2.0
 
     def run(self, job: Job) -> None:
-        """Commit every layer whose weight is to be integers."""
+        """Commit every layer whose weight is to be integers or trellis codes."""
         gather = self._check()
-        integers = [n for n, s in job.specs.items() if isinstance(s.weight, Int)]
+        integers = [n for n, s in job.specs.items() if isinstance(s.weight, Int | Trellis)]
         names = [n for n in integers if n not in job.done]
         if integers and not names:
-            raise BadRecipe("gptq: an earlier stage has rounded every integer weight; put 'gptq' before it")
+            raise BadRecipe("gptq: an earlier stage has rounded every weight that it could; put 'gptq' before it")
         if varied := [n for n in names if n in job.varied]:
             raise BadRecipe(f"gptq: layer '{varied[0]}' changes its width over time, and only 'rtn' rounds for several")
         if ranged := [n for n in names if n in job.grids]:
@@ -146,19 +147,23 @@ class Gptq:
     ) -> Mapping[str, Tensor]:
         """Stored tensors of a layer, and its bias; ``facts`` is filled, and kept for a run that goes on from here."""
         linear, fmt, moments = linear_at(job.model, name), job.specs[name].weight, found[name]
-        assert isinstance(fmt, Int)
+        assert isinstance(fmt, Int | Trellis)
         dense = job.dense(name)
         w = dense.float()
         bias = linear.bias if self.bias else None
         h = moments.h if bias is None else moments.h - torch.outer(moments.seen, moments.seen)
         how = partial(factor, damp=self.damp, rows=moments.rows)
-        made, used = round_columns(w, h, fmt, how, self._grid, self.block, self.act_order)
-        facts |= {"rows": float(moments.rows), "damp": used.damp, "error": _share(made.error, w, h)}
+        if isinstance(fmt, Trellis):
+            tiled, used = round_tiles(w, h, fmt, how)
+            out, values, error = tiled.tensors, tiled.values, tiled.error
+        else:
+            made, used = round_columns(w, h, fmt, how, self._grid, self.block, self.act_order)
+            out, error = pack_int(made.codes, made.scale, made.zero, fmt), made.error
+            values = from_codes(made.codes, made.scale, made.zero, fmt)
+        facts |= {"rows": float(moments.rows), "damp": used.damp, "error": _share(error, w, h)}
         facts |= {"rank_deficient": 1.0} if used.rank_deficient else {}
         job.measured(f"{self.tag}.{name}", lambda: facts)
-        out = pack_int(made.codes, made.scale, made.zero, fmt)
         if bias is not None:
-            values = from_codes(made.codes, made.scale, made.zero, fmt)
             out["bias"] = bias.detach().float() + w @ moments.plain - values @ moments.seen
         memory.set_aside(dense)
         return out

@@ -1,0 +1,37 @@
+"""Weights of 1 to 4 bits: trellis codes behind rotations, with errors passed on.
+
+    W R = trellis codes of Gaussian values, a scale for each row      R: see ``rotate``; codes: QTIP, arXiv 2406.11235
+
+After a rotation every weight looks Gaussian, and one codebook that nobody stores serves all of them. Its values are int8, so
+that activations of 8 bits multiply them as integers.
+"""
+
+from dither.recipes.entry import Entry
+from dither.spec import Act, Bits, Format, Int, Trellis
+from dither.stages import Assign, Gptq, Ranges, Rotate, Rtn, Stage
+
+__all__ = ["ENTRIES"]
+
+PAPER = "2406.11235"
+MOST = 4
+
+
+def _dither(bits: Bits) -> tuple[Stage, ...]:
+    """``rotate=off`` and ``gptq=off`` leave one component each. Modulation is coded too; its inputs stay as they are.
+
+    Above 4 bits integers do as well.
+    """
+    act = None if bits.act is None else Act(Int(bits.act))
+    code: Format = Trellis(bits.weight) if bits.weight <= MOST else Int(bits.weight)
+    return (Rotate(skip=True), Assign(weight=code, act=act, adaln=code, fit=True), Gptq(), Rtn(), Ranges())
+
+
+ENTRIES = (
+    Entry(
+        "dither",
+        PAPER,
+        "Trellis codes of 1 to 4 bits behind rotations, errors passed on to later columns; weights alone, or int8 inputs.",
+        Bits(2, None),
+        _dither,
+    ),
+)
