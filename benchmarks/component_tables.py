@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from benchmarks.markdown import Result, above_all_others, distance_of, floors, psnr_of, result, table
 
-__all__ = ["components", "difference", "differences"]
+__all__ = ["components", "difference", "differences", "to_real"]
 
 
 def components(name: str) -> str:
@@ -43,8 +43,13 @@ def _explained(data: Result) -> str:
         "Cells: PSNR to full precision in dB (60 at most) [95 % interval]; FD to full precision ± standard error; true bits "
         f"per weight as stored. {data['n']} pictures a cell, the same seeds everywhere, {data['steps']} steps, guidance "
         f"{data['guidance']}. Bold: an interval above all others of its model and column. Full precision against itself: "
-        f"{floors(data['rows'])}. {data['device']}, torch {data['versions']['torch']}; `{data['command']}`.\n"
+        f"{floors(data['rows'])}. {_missing(data)}{data['device']}, torch {data['versions']['torch']}; `{data['command']}`.\n"
     )
+
+
+def _missing(data: Result) -> str:
+    """What is said of an unfinished result."""
+    return f"{data['missing']} cells are not measured yet and empty. " if data.get("missing") else ""
 
 
 def differences(name: str) -> str:
@@ -69,3 +74,21 @@ def difference(found: Result | None) -> str:
     low, high = found["ci95"]
     text = f"{found['mean']:+.2f} [{low:+.2f}, {high:+.2f}]"
     return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def to_real(name: str) -> str:
+    """A line a component, a column a width: how much farther from real pictures it is than full precision."""
+    data = result(name)
+    rows = {(r["model"], r["switch"], r["bits"]): r for r in data["rows"] if r["bits"] and "failed" not in r}
+    full = {r["model"]: r["fd"]["to_real"] for r in data["rows"] if not r["bits"]}
+    widths = list(dict.fromkeys(bits for *_, bits in rows))
+    lines = []
+    for model, line in dict.fromkeys(key[:2] for key in rows):
+        found = [rows.get((model, line, bits)) for bits in widths]
+        pairs = [r and {"mean": r["fd"]["difference_to_real"], "ci95": r["fd"]["difference_ci95"]} for r in found]
+        lines.append([f"`{model}`", line, *map(difference, pairs)])
+    told = ", ".join(f"`{model}` {value:.2f}" for model, value in full.items())
+    return table(["model", "", *map(str.upper, widths)], lines) + (
+        "\nFD to real pictures minus that of full precision on the same seeds, both corrected for their number [95 % "
+        f"interval]. Bold: the interval excludes 0. Full precision itself, uncorrected: {told}.\n"
+    )

@@ -2,7 +2,7 @@
 
 Every row is quantized, saved, loaded and compared on the same seeds, as ``benchmarks.quality`` does it, whose folders it
 shares. ``--part i/n`` measures one part of the rows and writes no result, so that several processes share the work; the
-last call, without it, finds all rows measured.
+last call, without it, finds all rows measured. ``--measured`` writes an unfinished result, which says how many are missing.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import torch
 from benchmarks.common import RESULTS, command_of, environment, write_result
 from benchmarks.quality.__main__ import rows, told
 from benchmarks.quality.plan import Asked
-from benchmarks.quality.row import Pictures, measure
+from benchmarks.quality.row import Pictures, is_measured, measure
 from dither.evaluation.intervals import paired_mean_interval
 from dither.quantization import Calibration
 
@@ -78,11 +78,15 @@ class Components:
             index, parts = map(int, given.part.split("/"))
             found = [told(row, measure(row, pictures, given.work)) for _, row in plan[index - 1 :: parts]]
             return 1 if any("failed" in one for one in found) else 0
+        asked = len(plan)
+        if given.measured:
+            plan = [(line, row) for line, row in plan if is_measured(row, pictures, given.work)]
         found = [told(row, measure(row, pictures, given.work)) for _, row in plan]
         result = {
             **{key: value for key, value in asdict(pictures).items() if key != "batch_size"},
             "calibration": asdict(Calibration()) | {"prompts": []},
             "fd": "Frechet distance in the zoo's own feature network; not FID",
+            "missing": asked - len(plan),
             "rows": rows([row for _, row in plan], found),
             "differences_db": list(self.differences(plan, found)),
         }
@@ -98,13 +102,16 @@ class Components:
         parser.add_argument("--steps", type=int, default=self.steps)
         parser.add_argument("--threads", type=int, default=2)
         parser.add_argument("--part", metavar="I/N", help="measure every Nth row from the Ith, and write nothing")
+        parser.add_argument("--measured", action="store_true", help="write the rows that are there, and measure none")
         parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "dither-quality")
         parser.add_argument("-o", "--output", type=Path, default=RESULTS / f"{self.result}.json")
         return parser.parse_args(words)
 
     def command(self, given: argparse.Namespace) -> str:
         """What repeats this result."""
-        return command_of(self.module, given, self.parsed([]), ("models", "bits", "n", "steps"))
+        return command_of(self.module, given, self.parsed([]), ("models", "bits", "n", "steps")) + (
+            " --measured" if given.measured else ""
+        )
 
     def asked(self, models: Sequence[str], widths: Sequence[str]) -> Iterator[tuple[Line, Asked]]:
         """Every line at each of its widths on every model; models take turns, so that parts have like shares."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import evaluation_tables, q_dit_tables, tq_dit_tables, vidit_q_tables
+from benchmarks import evaluation_tables, low_bit_tables, q_dit_tables, tq_dit_tables, vidit_q_tables
 from benchmarks.markdown import Result, above_all_others, distance_of, floors, psnr_of, ratio, result, table
 
 ROOT = Path(__file__).parents[1]
@@ -176,6 +176,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     **vidit_q_tables.TABLES,
     **q_dit_tables.TABLES,
     **tq_dit_tables.TABLES,
+    **low_bit_tables.TABLES,
 }
 
 

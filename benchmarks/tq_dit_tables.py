@@ -1,7 +1,9 @@
-"""Tables of TQ-DiT: what two regions do to the values themselves."""
+"""Tables of TQ-DiT and of learned rounding: components, differences, and what two regions do to the values themselves."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
+from benchmarks.component_tables import components, differences, to_real
 from benchmarks.markdown import result, table
 
 __all__ = ["TABLES"]
@@ -25,4 +27,9 @@ def regions() -> str:
     )
 
 
-TABLES: Mapping[str, Callable[[], str]] = {"regions": regions}
+TABLES: Mapping[str, Callable[[], str]] = {
+    "regions": regions,
+    "tq-dit": partial(components, "tq_dit"),
+    "tq-dit-real": partial(to_real, "tq_dit"),
+    "tq-dit-differences": partial(differences, "tq_dit"),
+}

@@ -28,13 +28,17 @@ from dither.stages import SEARCHES
 from dither.stages.needs import MEASURED
 from dither.store import FolderStore
 
-__all__ = ["Pictures", "full_precision", "measure", "numbers"]
+__all__ = ["Pictures", "full_precision", "is_measured", "measure", "numbers"]
 
 SPENT = {"mixed": ("weight", "act"), "integer-program": ("weight", "act")}
 """Fields of a stage that say how measurements are used, and not what is measured."""
 
 LONG = ("groups", "history", "rungs")
 """What a search notes layer by layer, and step by step."""
+
+DISTANCES = (
+    "to_full_precision", "to_full_precision_se", "ci95", "to_real", "difference_to_real", "difference_ci95",
+)  # fmt: skip
 
 Evaluate = Callable[[Path, Asked, "Pictures", Path], dict[str, Any]]
 
@@ -71,6 +75,11 @@ def measure(asked: Asked, pictures: Pictures, work: Path, evaluate: Evaluate = e
     except Exception as e:  # one row must not end a run of hours; its reader learns what became of it
         return {"failed": f"{type(e).__name__}: {e}"}
     return found
+
+
+def is_measured(asked: Asked, pictures: Pictures, work: Path) -> bool:
+    """Whether ``measure`` finds the row in the folder."""
+    return (work / digest(asked, pictures) / "eval.json").is_file()
 
 
 def digest(asked: Asked, pictures: Pictures) -> str:
@@ -148,7 +157,7 @@ def numbers(asked: Asked, found: Mapping[str, Any]) -> dict[str, Any]:
         "n": found["n"],
         "psnr_db": {key: psnr[key] for key in ("mean", "ci95", "worst")},
         "ssim": found["ssim"]["mean"],
-        "fd": {key: fd.get(key) for key in ("to_full_precision", "to_full_precision_se", "ci95", "to_real")},
+        "fd": {key: fd.get(key) for key in DISTANCES},
         "class_accuracy": None if accuracy is None else accuracy["quantized"],
         "size": found["size"],
         "layers": {key: found["layers"][key] for key in ("quantized", "total", "simulated")},

@@ -1,0 +1,31 @@
+"""Tables of weights of 2 to 4 bits."""
+
+from collections.abc import Callable, Mapping
+
+from benchmarks.markdown import result, table
+
+__all__ = ["TABLES"]
+
+
+def distortion() -> str:
+    """A line a format, a column a source: squared error, and how far above the bound that is."""
+    data = result("distortion")
+    rows = {(r["bits"], r["format"], r["source"]): r for r in data["rows"]}
+    sources = list(dict.fromkeys(source for *_, source in rows))
+    lines = []
+    for bits, way in dict.fromkeys((bits, way) for bits, way, _ in rows):
+        mine = [rows[bits, way, source] for source in sources]
+        lines.append([str(bits), way, f"{mine[0]['true_bits']:.3f}", *(f"{r['mse']:.4f}" for r in mine)])
+        if way == [w for b, w, _ in rows if b == bits][-1]:
+            lines.append([str(bits), "bound", "", *(f"{r['bound']:.4f}" for r in mine)])
+    n, k = data["shape"]
+    least, worst = min(r["rows"] for r in data["rows"]), max(r["standard_error"] / r["mse"] for r in data["rows"])
+    return table(["bits", "format", "true bits", *sources], lines) + (
+        f"\nMean squared error on a weight of {n} x {k} values of variance 1 (16 bits of state: {least} of the rows), seed "
+        f"{data['seed']}; its standard error is at most {worst:.1%} of it. `rotated`: Laplacian behind a Hadamard rotation. "
+        "The bound holds for codes of any length; that of Laplacian values (Shannon's) is not reached by any. "
+        f"{data['device']}, torch {data['versions']['torch']}; `{data['command']}`.\n"
+    )
+
+
+TABLES: Mapping[str, Callable[[], str]] = {"distortion": distortion}
