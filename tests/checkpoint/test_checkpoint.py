@@ -16,6 +16,7 @@ from dither.checkpoint import (
     verify,
 )
 from dither.errors import BadCheckpoint, DitherError
+from dither.spec import Act, Int, LinearSpec, Plan, Trellis
 
 
 @pytest.mark.parametrize("shard", ["10GB", 900])
@@ -31,6 +32,19 @@ def test_reload_is_bit_exact(model, tmp_path, dtype, shard):
     assert torch.equal(tiny.run(model), tiny.run(again))
     assert header_of(again) == header_of(model)
     assert (len(list((tmp_path / "saved").glob("*.safetensors"))) > 1) == (shard == 900)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_scales_in_bfloat16_stay_in_it(tmp_path, dtype):
+    model = tiny.dense()
+    spec = LinearSpec(Trellis(2, 8, 4, 4), Act(Int(8)))
+    tiny.quantize(model, Plan({"first": spec}), tiny.read)
+    save(model.to(dtype), tmp_path / "saved", header_of(model))
+    again = tiny.dense(seed=5)
+    load_into(again, tmp_path / "saved", tiny.read)
+    assert tiny.same_state(model, again)
+    assert again.first.get_buffer("weight_scale").dtype == torch.bfloat16
+    assert torch.equal(tiny.run(model), tiny.run(again))
 
 
 def test_loading_into_meta_builds_nothing_dense(folder, model):

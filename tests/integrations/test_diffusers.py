@@ -29,7 +29,7 @@ from dither.integrations.diffusers import (
     stamp,
 )
 from dither.nn import QActivation, QLinear
-from dither.spec import Plan
+from dither.spec import Act, Int, LinearSpec, Plan, Trellis
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CALL = {"timestep": torch.tensor([900, 500, 100, 500]), "class_labels": torch.tensor([1, 2, 10, 10])}
@@ -89,6 +89,24 @@ def test_reload_in_half_casts_only_what_is_in_full_precision(model, tmp_path, dt
     torch.nn.Module.to(model, dtype)  # diffusers' own .to(dtype) refuses, see below
     model.pos_embed.pos_embed = again.pos_embed.pos_embed  # not persistent: from_pretrained leaves it in float32
     assert torch.equal(run(again), run(model))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dense", [torch.float32, torch.bfloat16])
+def test_scales_in_bfloat16_stay_in_it(tmp_path, dtype, dense):
+    """Those of trellis codes, whatever all else is stored in and loaded in."""
+    name = "transformer_blocks.0.attn1.to_q"
+    made = tiny.stamped_dit(Plan({name: LinearSpec(Trellis(2, 8), Act(Int(8)))}))
+    before = {key: tensor.clone() for key, tensor in made.get_submodule(name).packed().items()}
+    assert before["weight_scale"].dtype == torch.bfloat16
+    torch.nn.Module.to(made, dense).save_pretrained(tmp_path)
+    again = DiTTransformer2DModel.from_pretrained(tmp_path, torch_dtype=dtype)
+    found = again.get_submodule(name).packed()
+    assert found.keys() == before.keys()
+    for key, tensor in found.items():
+        assert tensor.dtype == before[key].dtype
+        assert torch.equal(tensor, before[key])
+    assert again.proj_out_1.weight.dtype == dtype
 
 
 def test_dtype_of_the_file_may_differ_from_the_one_asked_for(folder, tmp_path):

@@ -45,6 +45,7 @@ from dither.nn import QActivation, QLinear, install, packed_tensors
 __all__ = ["ClockReader", "DitherConfig", "DitherQuantizer", "QuantMethod", "register", "save_pipeline", "stamp"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_AS_INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}
 
 
 class QuantMethod(str, Enum):
@@ -131,9 +132,11 @@ class DitherQuantizer(DiffusersQuantizer):
         self.packed = {name: tensor.dtype for name, tensor in packed_tensors(model).items()}
 
     def maybe_update_state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """Float32 tensors of packed layers as int32, which nobody casts."""
+        """Floating tensors of packed layers as integers, which nobody casts."""
         views = {
-            k: state_dict[k].view(torch.int32) for k, v in self.packed.items() if v == torch.float32 and k in state_dict
+            k: state_dict[k].view(_AS_INTEGERS[v])
+            for k, v in self.packed.items()
+            if v.is_floating_point and k in state_dict
         }
         return {**state_dict, **views}
 
