@@ -13,11 +13,11 @@ def distortion() -> str:
     rows = {(r["bits"], r["format"], r["source"]): r for r in data["rows"]}
     sources = list(dict.fromkeys(source for *_, source in rows))
     lines = []
-    for bits, way in dict.fromkeys((bits, way) for bits, way, _ in rows):
-        mine = [rows[bits, way, source] for source in sources]
-        lines.append([str(bits), way, f"{mine[0]['true_bits']:.3f}", *(f"{r['mse']:.4f}" for r in mine)])
-        if way == [w for b, w, _ in rows if b == bits][-1]:
-            lines.append([str(bits), "bound", "", *(f"{r['bound']:.4f}" for r in mine)])
+    for bits in dict.fromkeys(bits for bits, *_ in rows):
+        for way in dict.fromkeys(way for b, way, _ in rows if b == bits):
+            mine = [rows[bits, way, source] for source in sources]
+            lines.append([str(bits), way, f"{mine[0]['true_bits']:.3f}", *(f"{r['mse']:.4f}" for r in mine)])
+        lines.append([str(bits), "bound", "", *(f"{r['bound']:.4f}" for r in mine)])
     n, k = data["shape"]
     least, worst = min(r["rows"] for r in data["rows"]), max(r["standard_error"] / r["mse"] for r in data["rows"])
     return table(["bits", "format", "true bits", *sources], lines) + (

@@ -64,8 +64,8 @@ def evaluated(checkpoint: Path, asked: Asked, pictures: Pictures, work: Path) ->
 def measure(asked: Asked, pictures: Pictures, work: Path, evaluate: Evaluate = evaluated) -> dict[str, Any]:
     """Contents of ``eval.json`` of a row, from the folder where it is there, or ``{"failed": sentence}``."""
     try:
-        folder = work / digest(asked, pictures)
-        kept = folder / "eval.json"
+        kept = _evaluation(asked, pictures, work)
+        folder = kept.parent
         if not kept.is_file():
             made = packed(asked, pictures.seed, folder / "packed", work)
             cost = json.loads((folder / "cost.json").read_text(encoding="utf-8"))
@@ -79,7 +79,12 @@ def measure(asked: Asked, pictures: Pictures, work: Path, evaluate: Evaluate = e
 
 def is_measured(asked: Asked, pictures: Pictures, work: Path) -> bool:
     """Whether ``measure`` finds the row in the folder."""
-    return (work / digest(asked, pictures) / "eval.json").is_file()
+    return _evaluation(asked, pictures, work).is_file()
+
+
+def _evaluation(asked: Asked, pictures: Pictures, work: Path) -> Path:
+    """Where a row's result is kept."""
+    return work / digest(asked, pictures) / "eval.json"
 
 
 def digest(asked: Asked, pictures: Pictures) -> str:

@@ -85,7 +85,7 @@ def region_values(codes: Tensor, table: Mapping[str, Tensor], grid: TwoRegion) -
 
 
 def region_quantize(x: Tensor, table: Mapping[str, Tensor], grid: TwoRegion) -> Tensor:
-    """``region_values(region_codes(x))`` of a finite x (..., K), float32, in a third of its time: no codes are made."""
+    """``region_values(region_codes(x))`` of a finite x (..., K), float32, and faster: no codes are made."""
     half = 1 << grid.bits - 1
     x = grouped(x.float(), grid.group)  # (..., G, g)
     s, u = (table[name].float().unsqueeze(-1) for name in ("scale", "upper"))

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from dither.errors import BadFormat
 from dither.numerics.checks import require_finite, require_matrix
+from dither.numerics.integer import divisor
 from dither.numerics.pack import pack, packed_width, unpack
 from dither.spec import Trellis
 
@@ -65,7 +66,7 @@ def encode_trellis(w: Tensor, fmt: Trellis) -> dict[str, Tensor]:
     require_finite(w)
     w = w.detach().float()
     scale = w.square().mean(1, keepdim=True).sqrt()  # (N, 1)
-    bits = trellis_bits(w / torch.where(scale == 0, torch.inf, scale), fmt)
+    bits = trellis_bits(w / divisor(scale), fmt)
     values = trellis_from_bits(bits, fmt, w.shape)
     best = (w * values).sum(1, keepdim=True) / values.square().sum(1, keepdim=True).clamp(min=1e-6)
     return pack_trellis(bits, best.clamp(min=0), fmt, w.shape)
@@ -141,22 +142,15 @@ def _viterbi(x: Tensor, table: Tensor, fmt: Trellis, overlap: Tensor | None) -> 
         before.fill_(torch.inf)
         before[each, overlap] = 0.0
     back = torch.empty(length, tiles, kept, dtype=torch.uint8, device=x.device)
-    cost = before
     for t in range(length):
         cost = torch.addcmul(square, x[:, t, None, None], slope).add_(before[:, :, None]).view(tiles, edges, kept)
         before, first = cost.min(1)  # the bits that fall out of the window when the next ones come
         back[t] = first
-    if overlap is not None:
-        window = back[-1, each, overlap].long() * kept + overlap
-    else:
-        end = before.argmin(1)
-        window = back[-1, each, end].long() * kept + end
+    ending = before.argmin(1) if overlap is None else overlap
     path = torch.empty(tiles, length, dtype=torch.int64, device=x.device)
-    for t in range(length - 1, -1, -1):
-        path[:, t] = window
-        if t:
-            ending = window >> fmt.bits
-            window = back[t - 1, each, ending].long() * kept + ending
+    for t in reversed(range(length)):
+        path[:, t] = back[t, each, ending].long() * kept + ending
+        ending = path[:, t] >> fmt.bits
     return path
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from dither.errors import BadRecipe
+from dither.errors import BadFormat, BadRecipe
 from dither.numerics import fitting
 from dither.spec import Act, Format, Int, LinearSpec, Trellis
 from dither.stages.base import Job, Phase
@@ -93,9 +93,10 @@ def _fitted(
 def _tiled(name: str, rows: int, width: int, fmt: Trellis) -> Trellis:
     """With tiles that divide a weight; BadRecipe where the largest of these hold no window."""
     high, wide = math.gcd(rows, fmt.rows), math.gcd(width, fmt.columns)
-    if high * wide * fmt.bits < fmt.states:
+    try:
+        return replace(fmt, rows=high, columns=wide)
+    except BadFormat:  # they hold no window
         raise BadRecipe(
             f"assign.fit: the largest tiles that divide the weight {rows} x {width} of layer '{name}' are {high} x {wide}, "
             f"too small for {fmt}: exclude it"
-        )
-    return replace(fmt, rows=high, columns=wide)
+        ) from None

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dither.numerics import decode, pack_trellis, trellis_bits, trellis_from_bits
+from dither.numerics.integer import divisor
 from dither.spec import Trellis
 from dither.stages.columns import Factor
 
@@ -48,7 +49,7 @@ def round_tiles(w: Tensor, h: Tensor, fmt: Trellis, how: Callable[[Tensor], Fact
     """
     found, c = how(h), fmt.columns
     scale = w.square().mean(1, keepdim=True).sqrt()  # (N, 1)
-    unit = torch.where(scale == 0, torch.inf, scale)
+    unit = divisor(scale)
     rest, bits, values = w.clone(), [], torch.empty_like(w)
     for start in range(0, w.shape[1], c):
         here = slice(start, start + c)
