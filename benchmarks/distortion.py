@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.common import RESULTS, command_of, environment, write_result
 from dither.numerics import decode, encode, random_signs, rotate, stored_bits, unrotate
-from dither.spec import Codebook, Format, Int, Trellis
+from dither.spec import Codebook, Format, Gaussian, Int, Trellis
 
 SHAPE = (256, 1024)
 FEW = 32
@@ -33,6 +33,7 @@ def formats(bits: int) -> Mapping[str, Format]:
         "integers, a scale a row": Int(bits),
         "integers, groups of 64": Int(bits, symmetric=False, group=64),
         f"k-means, {words.size} words of {words.dim}": words,
+        f"universal words, {words.size} of {words.dim}": Gaussian(words.dim, words.size),
         **{f"trellis, {states} bits of state": Trellis(bits, states) for states in (8, 12, 16)},
     }
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dither import memory, recipes
 from dither._version import __version__
-from dither.calibrate import record
+from dither.calibrate import record, replay
 from dither.checkpoint import Header, attach
 from dither.clock import start_clock
 from dither.errors import BadModel, BadRecipe, BadValue, Refused
@@ -27,7 +27,7 @@ from dither.recorded import check_fit, digest_of
 from dither.sampling import default_labels, sampler_for
 from dither.spec import Recipe
 from dither.stages import Job, Phase, Store, Study, StudySettings, stages_of
-from dither.stages.needs import Sampling
+from dither.stages.needs import Sampling, Trajectory, no_drawing
 from dither.study import study_of
 
 __all__ = [
@@ -46,6 +46,7 @@ Target = TypeVar("Target")
 _DENOISERS = ("transformer", "unet")
 _STRIDE = 1_000_003  # apart, so that sample seeds of different seeds do not overlap
 _CALIBRATION = 1_000_000_007  # and calibration never sees the noise of an evaluation
+_TRAJECTORIES = 10_000  # pictures of calibration and of studies come before those of trajectories
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,7 @@ def quantize(
     if isinstance(target, DiffusionPipeline):
         job.study = partial(_studied, target, how, seed)
         job.sampling = partial(_sampled, target, how)
+    job.draw = partial(_drawn, target, how, seed, run, calls)
     job.progress = _returning_memory(progress or job.progress)
     with torch.no_grad():
         for stage in stages:
@@ -277,6 +279,33 @@ def _studied(pipeline: DiffusionPipeline, how: Calibration, seed: int, settings:
     """A study of pictures that share no noise with calibration, which has the seeds before theirs, or evaluation."""
     seeds = sample_seeds(seed, how.samples + settings.samples, calibration=True)[how.samples :]
     return study_of(pipeline, settings, how.prompts, seeds)
+
+
+def _drawn(
+    target: Any,
+    how: Calibration,
+    seed: int,
+    run: Callable[[], object] | None,
+    calls: Sequence[Call] | None,
+    what: Trajectory,
+) -> None:
+    """Draws a trajectory: of pictures of its own, which share no noise with all others; or ``run``, or the given calls."""
+    if calls is not None:
+        for call in calls:
+            replay(denoiser_of(target), call)
+    elif run is not None:
+        run()
+    elif isinstance(target, nn.Module):
+        no_drawing(what)
+    else:
+        start = what.number * what.samples
+        labels = default_labels(target, start + what.samples, how.prompts)[start:]
+        first = how.samples + _TRAJECTORIES + start
+        seeds = sample_seeds(seed, first + what.samples, calibration=True)[first:]
+        try:
+            sampler_for(target, what.steps, what.guidance, what.samples)(labels, seeds)
+        except BadValue as e:
+            raise BadValue(f"calibration: {e}") from None
 
 
 def _sampled(pipeline: DiffusionPipeline, how: Calibration) -> Sampling:

@@ -20,6 +20,7 @@ from dither.spec import (
     PER_TENSOR,
     Act,
     Codebook,
+    Gaussian,
     Int,
     LinearSpec,
     Log2,
@@ -50,6 +51,8 @@ WEIGHTS = {
     "w4 of 6 asym group": Nested(Int(6, False, 6), 4),
     "codebook": Codebook(2, 16),
     "codebook scaled": Codebook(3, 5, row_scale=True),
+    "gaussian": Gaussian(4, 256),
+    "gaussian 3": Gaussian(2, 64),
     "trellis": Trellis(2, 8, 7, 6),
     "trellis 3": Trellis(3, 9, 1, 12),
     "dense": None,
@@ -164,6 +167,10 @@ def test_every_part_in_every_dtype(parts, act, dtype):
 @pytest.mark.parametrize("act", [None, Act(Int(8)), Act(Int(6, False))], ids=str)
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 1, 1), (1, 7, 13), (3, 1, 5), (17, 33, 31), (1, 64, 128)])
 def test_odd_shapes_and_single_rows(weight, act, m, n, k):
+    if isinstance(weight, Codebook) and weight.size > n * k:
+        with pytest.raises(BadFormat, match="9 words for the"):
+            layer_of(LinearSpec(weight, act), n, k)
+        return
     layer = layer_of(LinearSpec(weight, act), n, k, bias=bool(n % 2))
     assert_close(layer(input_of(m, k)), oracle(layer, input_of(m, k)))
     assert layer(input_of(k)).shape == (n,)

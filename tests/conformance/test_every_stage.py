@@ -10,13 +10,14 @@ import torch
 import dither
 from dither.checkpoint import header_of
 from dither.recipes import recipe_from, recipe_to
-from dither.spec import Act, Bits, Codebook, Int, Recipe, from_json, to_json
+from dither.spec import Act, Bits, Codebook, Gaussian, Int, Recipe, Trellis, from_json, to_json
 from dither.stages import (
     STAGES,
     AdaRound,
     Assign,
     Attention,
     Clip,
+    Codebooks,
     Evolve,
     FisherScales,
     Gptq,
@@ -37,8 +38,10 @@ from dither.stages import (
     Split,
     SplitLowRank,
     Stage,
+    Teacher,
     TimedSmooth,
     TimeGroups,
+    Tune,
     Widen,
     describe,
     stage_from,
@@ -63,6 +66,10 @@ STATIC = Assign(weight=Int(8), act=Act(Int(8, False), static=True), adaln=Int(8)
 UNTIMED = dataclasses.replace(STATIC, time_groups=1, branches=1)
 
 ADAROUND = AdaRound(iterations=4, batch=8, again=2)
+WORDS = Assign(weight=Codebook(2, 16), act=Act(Int(8)), adaln=Codebook(4, 8, row_scale=True))
+CODEBOOKS = Codebooks(trajectories=2, samples=2, steps=2, iterations=3)
+TUNE = Tune(trajectories=2, samples=2, steps=2, lr=0.1, refresh=1, own=0.5)
+TILES = Assign(weight=Trellis(2, 6, 4, 4), adaln=Gaussian(4, 256))
 
 ROWS: dict[str, tuple[Stage, tuple[Stage, ...]]] = {
     "precompute": (Precompute(), (Precompute(), PLAIN, Rtn())),
@@ -172,6 +179,29 @@ ROWS: dict[str, tuple[Stage, tuple[Stage, ...]]] = {
         dataclasses.replace(ADAROUND, act_after=2, rounds=2),
         (Rotate(), STATIC, dataclasses.replace(ADAROUND, act_after=2, rounds=2), Ranges()),
     ),
+    "codebooks": (CODEBOOKS, (WORDS, CODEBOOKS)),
+    "codebooks, all at once": (
+        dataclasses.replace(CODEBOOKS, progressive=False, threshold=1.0, candidates=3, inverse=False, absolute=True),
+        (
+            Rotate(),
+            Assign(weight=Codebook(2, 16), act=Act(Int(8), static=True)),
+            dataclasses.replace(
+                CODEBOOKS, progressive=False, threshold=1.0, candidates=3, inverse=False, absolute=True
+            ),
+            Ranges(),
+        ),
+    ),
+    "codebooks, words alone": (
+        dataclasses.replace(CODEBOOKS, candidates=1),
+        (WORDS, dataclasses.replace(CODEBOOKS, candidates=1), Rtn()),
+    ),
+    "teacher": (Teacher(), (Teacher(), PLAIN, Rtn(), TUNE)),
+    "tune words": (TUNE, (Teacher(), WORDS, Rtn(), TUNE)),
+    "tune tiles": (TUNE, (Teacher(), Rotate(), TILES, Gptq(), TUNE)),
+    "tune scales alone, static": (
+        dataclasses.replace(TUNE, lr=0.0),
+        (Teacher(), Smooth(online=True), STATIC, Gptq(), dataclasses.replace(TUNE, lr=0.0), Ranges()),
+    ),
     "gptq": (Gptq(), (Smooth(online=True), PLAIN, Gptq())),
     "gptq in groups, by activation": (Gptq(act_order=True), (Rotate(), GROUPED, Gptq(act_order=True))),
     "gptq in one pass": (Gptq(walk=False, levels=0, bias=False), (PLAIN, Gptq(walk=False, levels=0, bias=False))),
@@ -194,7 +224,7 @@ ROWS: dict[str, tuple[Stage, tuple[Stage, ...]]] = {
     "ranges moving": (Ranges(momentum=0.9), (STATIC, Rtn(), Ranges(momentum=0.9))),
 }
 """What it shows -> the stage with these switches, and a whole recipe with it."""
-TRANSFORMS = [name for name, (stage, _) in ROWS.items() if stage.phase == Phase.TRANSFORM]
+TRANSFORMS = [name for name, (stage, _) in ROWS.items() if stage.phase == Phase.TRANSFORM and stage != Teacher()]
 
 
 def recipe(row: str) -> Recipe:

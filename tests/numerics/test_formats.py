@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dither.errors import BadCheckpoint, BadFormat, BadValue
 from dither.numerics import decode, encode, layout, stored_bits, validate
-from dither.spec import PER_ROW, PER_TENSOR, Act, Codebook, Format, Int, Nested, Trellis
+from dither.spec import PER_ROW, PER_TENSOR, Act, Codebook, Format, Gaussian, Int, Nested, Trellis
 
 FORMATS: list[Format] = [
     *(Int(b, s, g) for b in range(1, 9) for s in (True, False) for g in (PER_ROW, PER_TENSOR, 6)),
@@ -20,7 +20,8 @@ FORMATS: list[Format] = [
     ),
     Codebook(2, 16),
     Codebook(3, 5),
-    Codebook(1, 300, row_scale=True),
+    Codebook(1, 180, row_scale=True),
+    Gaussian(2, 64),
     Trellis(1, 9, 2, 18),
     Trellis(2, 8, 5, 6),
     Trellis(3, 10, 1, 9),
@@ -131,5 +132,5 @@ def test_group_that_does_not_divide_is_refused_before_any_data() -> None:
 
 
 def test_what_is_not_a_format_is_refused() -> None:
-    with pytest.raises(BadFormat, match="not a format; known are Codebook, Int, Nested"):
+    with pytest.raises(BadFormat, match="not a format; known are Codebook, Gaussian, Int, Nested, Trellis"):
         encode(weight(), Act(Int(8)))  # type: ignore[arg-type]

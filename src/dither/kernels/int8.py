@@ -5,7 +5,7 @@ With ``x = s_x (a - z_x)`` per token and ``w = s_w (c - z_w)`` per output channe
     y = s_x s_w [ sum_k a c  -  z_x sum_k c  -  z_w sum_k a  +  K z_x z_w ] + bias
 
 Nested weights run as well: the codes of the whole width, with the low bits that are not read set to 10..0. So do trellis
-codes: the values that they name are int8.
+codes and Gaussian codebooks: the values that they name are int8.
 
 Weights of fewer than 8 bits stay packed and are unpacked to int8 for the product. Unsigned 8-bit codes are moved by -128
 with their zero point, which leaves the formula unchanged. On the CPU oneDNN runs this on VNNI instructions.
@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from dither.kernels.table import Inputs, Kernel, Shape
-from dither.numerics import dynamic_grid, high_bits, to_codes, trellis_codes, unpack_int
-from dither.spec import PER_ROW, PER_TENSOR, Int, LinearSpec, Nested, Trellis
+from dither.numerics import dynamic_grid, gaussian_codes, high_bits, to_codes, trellis_codes, unpack_int
+from dither.spec import PER_ROW, PER_TENSOR, Gaussian, Int, LinearSpec, Nested, Trellis
 
 __all__ = ["INT8_MM"]
 
@@ -37,7 +37,7 @@ _CPU_LEAST = 2
 
 def _fits(spec: LinearSpec, shape: Shape, device: torch.device) -> bool:
     act = spec.act
-    if not isinstance(spec.weight, Int | Nested | Trellis) or act is None or not isinstance(act.grid, Int):
+    if not isinstance(spec.weight, Int | Nested | Gaussian | Trellis) or act is None or not isinstance(act.grid, Int):
         return False
     weight = _stored(spec)
     if weight.group not in _WHOLE or act.grid.group not in _WHOLE:
@@ -53,7 +53,7 @@ def _stored(spec: LinearSpec) -> Int:
     """The integers that the weight is stored in, or that its codes name."""
     if isinstance(spec.weight, Nested):
         return spec.weight.whole
-    if isinstance(spec.weight, Trellis):
+    if isinstance(spec.weight, Gaussian | Trellis):
         return Int(8)
     assert isinstance(spec.weight, Int)  # see _fits
     return spec.weight
@@ -87,6 +87,8 @@ def _weight_codes(spec: LinearSpec, shape: Shape, weight: Mapping[str, Tensor]) 
     """(N, K) int8, its columns as ``_in_halves`` says; a view for 8-bit symmetric weights."""
     if isinstance(spec.weight, Trellis):
         return trellis_codes(weight, spec.weight, shape)
+    if isinstance(spec.weight, Gaussian):
+        return gaussian_codes(weight, spec.weight, shape)
     fmt, k = _stored(spec), shape[1]
     codes = _in_two(weight, fmt, shape) if _in_halves(fmt, k) else _centre(unpack_int(weight, fmt, k), fmt)
     return high_bits(codes, spec.weight) if isinstance(spec.weight, Nested) else codes

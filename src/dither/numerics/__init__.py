@@ -16,8 +16,16 @@ from dither.numerics.acts import (
     table_fault,
     table_layout,
 )
-from dither.numerics.codebook import assign, decode_codebook, encode_codebook, fit_codebook, unpack_indices
-from dither.numerics.formats import Layout, decode, encode, layout, stored_bits, validate
+from dither.numerics.codebook import (
+    assign,
+    decode_codebook,
+    encode_codebook,
+    fit_codebook,
+    nearest_words,
+    unpack_indices,
+)
+from dither.numerics.formats import Layout, decode, encode, layout, recode, stored_bits, validate
+from dither.numerics.gaussian import gaussian_codes, gaussian_indices, gaussian_values, pack_gaussian
 from dither.numerics.hadamard import (
     hadamard_matrix,
     hadamard_order,
@@ -78,6 +86,9 @@ __all__ = [
     "fit_codebook",
     "fitting",
     "from_codes",
+    "gaussian_codes",
+    "gaussian_indices",
+    "gaussian_values",
     "grid",
     "grouped",
     "groups",
@@ -88,12 +99,15 @@ __all__ = [
     "int_range",
     "int_table",
     "layout",
+    "nearest_words",
     "pack",
+    "pack_gaussian",
     "pack_int",
     "pack_trellis",
     "packed_width",
     "random_signs",
     "range_table",
+    "recode",
     "rotate",
     "split_table",
     "stored_bits",

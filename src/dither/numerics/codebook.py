@@ -10,7 +10,7 @@ each sub-vector by ``s^2``, so that it still minimises the squared error of W.
 
 The fit is Lloyd's k-means. Its start draws words with probability proportional to the squared distance to the nearest
 word drawn so far (k-means++, Arthur and Vassilvitskii 2007), in at most 64 rounds. It sees at most 256 sub-vectors for
-each word, drawn evenly; the final assignment sees all of them.
+each word, drawn evenly, unless it is told to see all; the final assignment sees all of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,16 @@ from dither.numerics.checks import require_finite, require_matrix
 from dither.numerics.pack import pack, packed_width, unpack
 from dither.spec import Codebook
 
-__all__ = ["assign", "codebook_layout", "decode_codebook", "encode_codebook", "fit_codebook", "unpack_indices"]
+__all__ = [
+    "assign",
+    "codebook_layout",
+    "decode_codebook",
+    "encode_codebook",
+    "fit_codebook",
+    "nearest_words",
+    "recode_codebook",
+    "unpack_indices",
+]
 
 _ROUNDS = 64
 _POINTS_PER_WORD = 256
@@ -33,15 +42,18 @@ _CHUNK = 1 << 22  # distances held at once, 16 MiB
 def codebook_layout(fmt: Codebook, shape: Sequence[int]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Names, shapes and dtypes of the tensors that store a weight of ``shape`` (N, K)."""
     rows, count = require_matrix(shape)
+    vectors = _vectors(count, fmt)
+    if fmt.size > rows * vectors:
+        raise BadFormat(f"{fmt}: {fmt.size} words for the {rows * vectors} sub-vectors of a weight of {rows} x {count}")
     out: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
-        "codes": ((rows, packed_width(_vectors(count, fmt), fmt.bits)), torch.uint8),
+        "codes": ((rows, packed_width(vectors, fmt.bits)), torch.uint8),
         "codebook": ((fmt.size, fmt.dim), torch.float32),
     }
     return {**out, "scale": ((rows, 1), torch.float32)} if fmt.row_scale else out
 
 
 def encode_codebook(
-    w: Tensor, fmt: Codebook, codebook: Tensor | None = None, seed: int = 0, iterations: int = 25
+    w: Tensor, fmt: Codebook, codebook: Tensor | None = None, seed: int = 0, iterations: int = 25, sampled: bool = True
 ) -> dict[str, Tensor]:
     """Quantize a weight (N, K) to the nearest codewords.
 
@@ -51,6 +63,7 @@ def encode_codebook(
         codebook: words (size, dim) to use; found by k-means when absent.
         seed: of the k-means start.
         iterations: of Lloyd, at most.
+        sampled: fit to an even sample of 256 sub-vectors for each word; otherwise to all.
 
     Returns:
         ``codes`` uint8 (N, ceil(K / d b / 8)), ``codebook`` float32 (k, d);
@@ -70,7 +83,7 @@ def encode_codebook(
     points = w.reshape(rows * vectors, fmt.dim)
     if codebook is None:
         weights = scale.square().expand(rows, vectors).flatten() if fmt.row_scale else torch.ones_like(points[:, 0])
-        codebook = fit_codebook(points, weights, fmt.size, seed, iterations)
+        codebook = fit_codebook(points, weights, fmt.size, seed, iterations, sampled)
     if tuple(codebook.shape) != (fmt.size, fmt.dim):
         raise BadFormat(f"codebook of shape {tuple(codebook.shape)}: {fmt} needs ({fmt.size}, {fmt.dim})")
     codebook = codebook.float()
@@ -85,6 +98,16 @@ def decode_codebook(tensors: Mapping[str, Tensor], fmt: Codebook, shape: Sequenc
     indices = unpack_indices(tensors, fmt, count)  # (N, K / d)
     w = tensors["codebook"].float()[indices.long()].view(rows, count)
     return w * tensors["scale"].float() if fmt.row_scale else w
+
+
+def recode_codebook(w: Tensor, tensors: Mapping[str, Tensor], fmt: Codebook) -> dict[str, Tensor]:
+    """The words nearest to w (N, K) under the scales that are stored."""
+    plain = w.float()
+    if fmt.row_scale:
+        scale = tensors["scale"].float()
+        plain = plain / torch.where(scale == 0, torch.inf, scale)
+    indices = assign(plain.reshape(-1, fmt.dim), tensors["codebook"].float())[0]
+    return {**tensors, "codes": pack(indices.view(len(w), -1), fmt.bits, signed=False)}
 
 
 def unpack_indices(tensors: Mapping[str, Tensor], fmt: Codebook, count: int) -> Tensor:
@@ -105,13 +128,26 @@ def assign(points: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(index), torch.cat(best)
 
 
-def fit_codebook(points: Tensor, weights: Tensor, size: int, seed: int = 0, iterations: int = 25) -> Tensor:
+def nearest_words(points: Tensor, codebook: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` nearest words of each point (P, d), nearest first, in chunks: int64 and squared distances, (P, count)."""
+    half = codebook.square().sum(1) / 2
+    found, distances = [], []
+    for part in torch.split(points, max(_CHUNK // len(codebook), 1)):
+        score, index = torch.addmm(-half, part, codebook.T).topk(count, 1)
+        distances.append((part.square().sum(1, keepdim=True) - 2 * score).clamp(min=0.0))
+        found.append(index)
+    return torch.cat(found), torch.cat(distances)
+
+
+def fit_codebook(
+    points: Tensor, weights: Tensor, size: int, seed: int = 0, iterations: int = 25, sampled: bool = True
+) -> Tensor:
     """Weighted k-means of points (P, d) with weights (P,) into ``size`` words (size, d).
 
     With fewer distinct points than words, some words repeat.
     """
     generator = torch.Generator().manual_seed(seed)
-    if len(points) > size * _POINTS_PER_WORD:
+    if sampled and len(points) > size * _POINTS_PER_WORD:
         # Evenly spread over the whole weight, with a random offset inside each step: no two draws coincide.
         edges = torch.linspace(0, len(points), size * _POINTS_PER_WORD + 1, dtype=torch.float64)
         offset = torch.rand(len(edges) - 1, generator=generator, dtype=torch.float64)

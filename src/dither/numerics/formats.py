@@ -4,6 +4,7 @@
     encode(w, fmt)                 a weight (N, K) as exactly those tensors
     decode(tensors, fmt, (N, K))   the float32 weight that they stand for; this *defines* the format
     validate(tensors, fmt, (N, K)) refuses tensors that no ``encode`` could have written
+    recode(w, tensors, fmt)        codes for another weight, with scales and all else as they are: cheap, for training
     stored_bits(fmt, (N, K))       what all of that takes, codes and scales and codebooks together
 
 A new format is a dataclass in ``spec``, a file here, and one line in the table below.
@@ -18,13 +19,20 @@ from torch import Tensor
 
 from dither.errors import BadCheckpoint, BadFormat
 from dither.numerics.checks import require_matrix
-from dither.numerics.codebook import codebook_layout, decode_codebook, encode_codebook, unpack_indices
-from dither.numerics.integer import decode_int, encode_int, int_fault, int_layout, scale_fault
+from dither.numerics.codebook import (
+    codebook_layout,
+    decode_codebook,
+    encode_codebook,
+    recode_codebook,
+    unpack_indices,
+)
+from dither.numerics.gaussian import decode_gaussian, encode_gaussian, gaussian_layout, recode_gaussian
+from dither.numerics.integer import decode_int, encode_int, int_fault, int_layout, recode_int, scale_fault
 from dither.numerics.nested import decode_nested, encode_nested, nested_layout
-from dither.numerics.trellis import decode_trellis, encode_trellis, trellis_layout
-from dither.spec import Codebook, Format, Int, Nested, Trellis
+from dither.numerics.trellis import decode_trellis, encode_trellis, recode_trellis, trellis_layout
+from dither.spec import Codebook, Format, Gaussian, Int, Nested, Trellis
 
-__all__ = ["FormatOps", "Layout", "decode", "encode", "layout", "stored_bits", "validate"]
+__all__ = ["FormatOps", "Layout", "decode", "encode", "layout", "recode", "stored_bits", "validate"]
 
 Layout: TypeAlias = dict[str, tuple[tuple[int, ...], torch.dtype]]
 """Tensor name to shape and dtype."""
@@ -39,12 +47,14 @@ class FormatOps:
         encode: (w, fmt) -> tensors.
         decode: (tensors, fmt, shape) -> float32 weight.
         fault: (tensors, fmt, shape) -> (tensor name, what is wrong with its values), or None.
+        recode: (w, tensors, fmt) -> tensors.
     """
 
     layout: Callable[[Any, Sequence[int]], Layout]
     encode: Callable[[Tensor, Any], dict[str, Tensor]]
     decode: Callable[[Mapping[str, Tensor], Any, Sequence[int]], Tensor]
     fault: Callable[[Mapping[str, Tensor], Any, Sequence[int]], tuple[str, str] | None]
+    recode: Callable[[Tensor, Mapping[str, Tensor], Any], dict[str, Tensor]]
 
 
 def layout(fmt: Format, shape: Sequence[int]) -> Layout:
@@ -69,6 +79,15 @@ def encode(w: Tensor, fmt: Format) -> dict[str, Tensor]:
 def decode(tensors: Mapping[str, Tensor], fmt: Format, shape: Sequence[int]) -> Tensor:
     """The float32 weight (N, K) that the tensors stand for."""
     return _ops(fmt).decode(tensors, fmt, shape)
+
+
+def recode(w: Tensor, tensors: Mapping[str, Tensor], fmt: Format) -> dict[str, Tensor]:
+    """The same tensors with codes for another weight (N, K), near the one that they stand for.
+
+    Codes are the nearest under the scales, zeros and words that are stored; those of a ``Trellis`` are the best that single
+    changes of the stored ones lead to.
+    """
+    return _ops(fmt).recode(w, tensors, fmt)
 
 
 def validate(tensors: Mapping[str, Tensor], fmt: Format, shape: Sequence[int], layer: str = "") -> None:
@@ -113,6 +132,10 @@ def _nested_fault(tensors: Mapping[str, Tensor], fmt: Nested, shape: Sequence[in
     return int_fault(tensors, fmt.whole)
 
 
+def _recode_nested(w: Tensor, tensors: Mapping[str, Tensor], fmt: Nested) -> dict[str, Tensor]:
+    return recode_int(w, tensors, fmt.whole)
+
+
 def _codebook_fault(tensors: Mapping[str, Tensor], fmt: Codebook, shape: Sequence[int]) -> tuple[str, str] | None:
     if not bool(torch.isfinite(tensors["codebook"]).all()):
         return "codebook", "holds values that are infinite or NaN"
@@ -122,15 +145,20 @@ def _codebook_fault(tensors: Mapping[str, Tensor], fmt: Codebook, shape: Sequenc
     return scale_fault(tensors) if fmt.row_scale else None
 
 
+def _gaussian_fault(tensors: Mapping[str, Tensor], fmt: Gaussian, shape: Sequence[int]) -> tuple[str, str] | None:
+    return scale_fault(tensors)
+
+
 def _trellis_fault(tensors: Mapping[str, Tensor], fmt: Trellis, shape: Sequence[int]) -> tuple[str, str] | None:
     return scale_fault(tensors)
 
 
 _TABLE: dict[type[Any], FormatOps] = {
-    Int: FormatOps(int_layout, encode_int, decode_int, _int_fault),
-    Nested: FormatOps(nested_layout, encode_nested, decode_nested, _nested_fault),
-    Codebook: FormatOps(codebook_layout, encode_codebook, decode_codebook, _codebook_fault),
-    Trellis: FormatOps(trellis_layout, encode_trellis, decode_trellis, _trellis_fault),
+    Int: FormatOps(int_layout, encode_int, decode_int, _int_fault, recode_int),
+    Nested: FormatOps(nested_layout, encode_nested, decode_nested, _nested_fault, _recode_nested),
+    Codebook: FormatOps(codebook_layout, encode_codebook, decode_codebook, _codebook_fault, recode_codebook),
+    Gaussian: FormatOps(gaussian_layout, encode_gaussian, decode_gaussian, _gaussian_fault, recode_gaussian),
+    Trellis: FormatOps(trellis_layout, encode_trellis, decode_trellis, _trellis_fault, recode_trellis),
 }
 
 

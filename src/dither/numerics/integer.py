@@ -42,6 +42,7 @@ __all__ = [
     "int_layout",
     "int_range",
     "pack_int",
+    "recode_int",
     "scale_fault",
     "to_codes",
     "unpack_int",
@@ -194,6 +195,11 @@ def encode_int(w: Tensor, fmt: Int, scale: Tensor | None = None, zero: Tensor | 
     if scale is None:
         scale, zero = dynamic_grid(w, fmt)
     return pack_int(to_codes(w, scale, zero, fmt), scale, zero, fmt)
+
+
+def recode_int(w: Tensor, tensors: Mapping[str, Tensor], fmt: Int) -> dict[str, Tensor]:
+    """The codes nearest to w (N, K) under the scales and zeros that are stored."""
+    return encode_int(w, fmt, tensors["scale"], tensors.get("zero"))
 
 
 def decode_int(tensors: Mapping[str, Tensor], fmt: Int, shape: Sequence[int]) -> Tensor:

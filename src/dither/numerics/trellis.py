@@ -32,6 +32,7 @@ __all__ = [
     "decode_trellis",
     "encode_trellis",
     "pack_trellis",
+    "recode_trellis",
     "trellis_bits",
     "trellis_codes",
     "trellis_from_bits",
@@ -86,6 +87,33 @@ def pack_trellis(bits: Tensor, scale: Tensor, fmt: Trellis, shape: Sequence[int]
     """Stored tensors of chosen bits (S, T) and of the deviation (N, 1) of each row."""
     strips, _ = _tiles(fmt, shape)
     return {"codes": pack(bits.reshape(strips, -1), fmt.bits, signed=False), "scale": (scale / UNIT).bfloat16()}
+
+
+def recode_trellis(w: Tensor, tensors: Mapping[str, Tensor], fmt: Trellis) -> dict[str, Tensor]:
+    """Codes nearer to w (N, K) than the stored ones: each weight's own bits in turn take their best value.
+
+    One sweep, each row in its unit, over weights whose windows do not overlap at a time. The best path of all (``encode``)
+    takes 2^L times as long.
+    """
+    strips, _ = _tiles(fmt, w.shape)
+    x = _to_tiles(w.float() / divisor(tensors["scale"].float()), fmt)  # (S, T)
+    bits = unpack(tensors["codes"], fmt.bits, x.shape[1] * len(x) // strips, signed=False).reshape(x.shape)
+    window, table = _windows(bits, fmt), trellis_values(fmt.states).float().to(w.device)
+    span = -(-fmt.states // fmt.bits)  # windows that hold a weight's own bits
+    whole = fmt.length // span * span
+    groups = [*torch.arange(whole).view(-1, span).T, *torch.arange(whole, fmt.length)[:, None]]
+    step = torch.arange(span, device=w.device)
+    for group in groups if whole else ():
+        at = (group.to(w.device)[:, None] + step) % fmt.length  # (P, span)
+        now, aim = window[:, at], x[:, at]  # (S, P, span)
+        best, least = now, (table[now] - aim).square_().sum(-1, keepdim=True)
+        for change in range(1, 1 << fmt.bits):
+            other = now ^ (change << step * fmt.bits & (1 << fmt.states) - 1).to(now.dtype)
+            cost = (table[other] - aim).square_().sum(-1, keepdim=True)
+            best, least = torch.where(cost < least, other, best), torch.minimum(cost, least)
+        window[:, at] = best
+    found = (window & (1 << fmt.bits) - 1).to(torch.uint8)
+    return {**tensors, "codes": pack(found.reshape(strips, -1), fmt.bits, signed=False)}
 
 
 def decode_trellis(tensors: Mapping[str, Tensor], fmt: Trellis, shape: Sequence[int]) -> Tensor:
@@ -156,11 +184,16 @@ def _viterbi(x: Tensor, table: Tensor, fmt: Trellis, overlap: Tensor | None) -> 
 
 def _look_up(bits: Tensor, fmt: Trellis) -> Tensor:
     """Values (S, T) int8 of the bits (S, T)."""
+    return trellis_values(fmt.states).to(bits.device)[_windows(bits, fmt)]
+
+
+def _windows(bits: Tensor, fmt: Trellis) -> Tensor:
+    """Windows (S, T) int32 of the bits (S, T)."""
     now = bits.to(torch.int32)
     window = now.clone()
     for steps in range(1, -(-fmt.states // fmt.bits)):
         window |= now.roll(steps, 1) << steps * fmt.bits
-    return trellis_values(fmt.states).to(bits.device)[window & (1 << fmt.states) - 1]
+    return window & (1 << fmt.states) - 1
 
 
 def _tiles(fmt: Trellis, shape: Sequence[int]) -> tuple[int, int]:

@@ -5,7 +5,7 @@ STAGE.FIELD=VALUE``, ``--set STAGE=off`` and recipe files change the plain data 
 """
 
 from dither.errors import BadRecipe
-from dither.recipes import baselines, ditas, low_bit, q_dit, reconstruction, tq_dit, vidit_q
+from dither.recipes import baselines, ditas, low_bit, q_dit, reconstruction, tq_dit, vidit_q, vq4dit
 from dither.recipes.data import override, recipe_from, recipe_to, with_groups
 from dither.recipes.entry import Entry
 from dither.spec import Bits, Recipe
@@ -13,7 +13,7 @@ from dither.stages import describe
 
 __all__ = ["RECIPES", "Entry", "get", "names", "override", "recipe_from", "recipe_to", "with_groups"]
 
-_ROOMS = (baselines, vidit_q, q_dit, ditas, tq_dit, reconstruction, low_bit)
+_ROOMS = (baselines, vidit_q, q_dit, ditas, tq_dit, reconstruction, vq4dit, low_bit)
 RECIPES: dict[str, Entry] = {entry.name: entry for room in _ROOMS for entry in room.ENTRIES}
 
 

@@ -8,7 +8,7 @@ that activations of 8 bits multiply them as integers.
 
 from dither.recipes.entry import Entry
 from dither.spec import Act, Bits, Format, Int, Trellis
-from dither.stages import Assign, Gptq, Ranges, Rotate, Rtn, Stage
+from dither.stages import Assign, Gptq, Ranges, Rotate, Rtn, Stage, Teacher, Tune
 
 __all__ = ["ENTRIES"]
 
@@ -23,7 +23,8 @@ def _dither(bits: Bits) -> tuple[Stage, ...]:
     """
     act = None if bits.act is None else Act(Int(bits.act))
     code: Format = Trellis(bits.weight) if bits.weight <= MOST else Int(bits.weight)
-    return (Rotate(skip=True), Assign(weight=code, act=act, adaln=code, fit=True), Gptq(), Rtn(), Ranges())
+    front = (Teacher(), Rotate(skip=True), Assign(weight=code, act=act, adaln=code, fit=True))
+    return (*front, Gptq(), Rtn(), Tune(), Ranges())
 
 
 ENTRIES = (

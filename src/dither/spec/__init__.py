@@ -1,8 +1,8 @@
 """What a quantized model is, as plain data: formats, layer specs, the plan, the recipe that found it. No torch here.
 
-A *format* says how a weight is stored (``Int``, ``Nested``, ``Codebook``, ``Trellis``), a *grid* how an activation is rounded
-(``Int``, ``TwoRegion``, ``Log2``). A ``LinearSpec`` says what one linear computes, an ``AttentionSpec`` what attention's
-products read, a ``TableSpec`` that a timestep embedder is a table of its outputs:
+A *format* says how a weight is stored (``Int``, ``Nested``, ``Codebook``, ``Gaussian``, ``Trellis``), a *grid* how an
+activation is rounded (``Int``, ``TwoRegion``, ``Log2``). A ``LinearSpec`` says what one linear computes, an
+``AttentionSpec`` what attention's products read, a ``TableSpec`` that a timestep embedder is a table of its outputs:
 
     y = decode(weight) . act( rotate( pre_scale * x ) ) + bias            # x (..., K), y (..., N)
 
@@ -11,7 +11,20 @@ how the plan was found: provenance only. Everything here is frozen, compares by 
 exactly, through closed tags (``{"kind": "int", ...}``): no import path, no evaluation.
 """
 
-from dither.spec.formats import PER_ROW, PER_TENSOR, Act, Codebook, Format, Grid, Int, Log2, Nested, Trellis, TwoRegion
+from dither.spec.formats import (
+    PER_ROW,
+    PER_TENSOR,
+    Act,
+    Codebook,
+    Format,
+    Gaussian,
+    Grid,
+    Int,
+    Log2,
+    Nested,
+    Trellis,
+    TwoRegion,
+)
 from dither.spec.plan import AttentionSpec, LinearSpec, LowRank, Plan, Rotation, Spec, TableSpec, Timed, View, Views
 from dither.spec.recipe import Bits, Recipe
 from dither.spec.tagged import fits, from_json, to_json
@@ -24,6 +37,7 @@ __all__ = [
     "Bits",
     "Codebook",
     "Format",
+    "Gaussian",
     "Grid",
     "Int",
     "LinearSpec",

@@ -11,6 +11,7 @@ __all__ = [
     "Act",
     "Codebook",
     "Format",
+    "Gaussian",
     "Grid",
     "Int",
     "Log2",
@@ -86,6 +87,35 @@ class Codebook:
 
     def __str__(self) -> str:
         return f"codebook {self.size}x{self.dim}{' row-scaled' if self.row_scale else ''}"
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Vector quantization by words that no layer stores: those of a Gaussian source, times a scale of each row.
+
+    Args:
+        dim: length of a sub-vector; must divide the input width.
+        size: words, a power of two; a code takes ``log2 size`` bits. ``numerics.gaussian`` has some pairs of both.
+    """
+
+    kind: ClassVar[str] = "gaussian"
+    dim: int
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.dim < 1 or not 2 <= self.size <= 65536 or self.size & (self.size - 1):
+            raise BadFormat(
+                f"gaussian codebook of {self.size} words of length {self.dim}: need length >= 1 and a power of two from 2 to "
+                "65536 words"
+            )
+
+    @property
+    def bits(self) -> int:
+        """Width of one code."""
+        return (self.size - 1).bit_length()
+
+    def __str__(self) -> str:
+        return f"gaussian {self.size}x{self.dim}"
 
 
 @dataclass(frozen=True)
@@ -212,7 +242,7 @@ class Log2:
         return f"log2-{self.bits}"
 
 
-Format: TypeAlias = Int | Nested | Codebook | Trellis
+Format: TypeAlias = Int | Nested | Codebook | Gaussian | Trellis
 """How a weight is stored. A new format is one class here and one file in ``numerics``."""
 Grid: TypeAlias = Int | TwoRegion | Log2
 """The codes of an activation. A new one is one class here, one file in ``numerics`` and one line in ``numerics.acts``."""

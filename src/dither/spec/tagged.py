@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dither.errors import BadCheckpoint
-from dither.spec.formats import Act, Codebook, Int, Log2, Nested, Trellis, TwoRegion
+from dither.spec.formats import Act, Codebook, Gaussian, Int, Log2, Nested, Trellis, TwoRegion
 from dither.spec.plan import AttentionSpec, LinearSpec, LowRank, Plan, Rotation, TableSpec, Timed, View, Views
 
 __all__ = ["fits", "from_json", "to_json"]
@@ -18,6 +18,7 @@ _TAGGED: dict[str, type[Any]] = {
         Int,
         Nested,
         Codebook,
+        Gaussian,
         Trellis,
         TwoRegion,
         Log2,

@@ -17,6 +17,7 @@ from dither.stages.assign import Assign
 from dither.stages.attention import Attention
 from dither.stages.base import Job, Phase, Stage, Store, Study, StudySettings
 from dither.stages.clip import Clip
+from dither.stages.codebooks import Codebooks
 from dither.stages.evolve import Evolve
 from dither.stages.fisher import FisherScales
 from dither.stages.gptq import Gptq
@@ -35,8 +36,10 @@ from dither.stages.rotate import Rotate
 from dither.stages.rtn import Rtn
 from dither.stages.smooth import Smooth
 from dither.stages.split import Split
+from dither.stages.teacher import Teacher
 from dither.stages.time_groups import TimeGroups
 from dither.stages.timed_smooth import TimedSmooth
+from dither.stages.tune import Tune
 from dither.stages.widen import Widen
 
 __all__ = [
@@ -46,6 +49,7 @@ __all__ = [
     "Assign",
     "Attention",
     "Clip",
+    "Codebooks",
     "Evolve",
     "FisherScales",
     "Gptq",
@@ -70,8 +74,10 @@ __all__ = [
     "Store",
     "Study",
     "StudySettings",
+    "Teacher",
     "TimeGroups",
     "TimedSmooth",
+    "Tune",
     "Widen",
     "describe",
     "stage_from",
@@ -81,10 +87,10 @@ __all__ = [
 STAGES: dict[str, type[Any]] = {
     c.tag: c
     for c in (
-        Precompute, Smooth, Rotate,
+        Teacher, Precompute, Smooth, Rotate,
         Assign, Attention, Regions, Log2OrUniform, Mixed, Program, Widen, Groups, GroupProgram, HessianTrace, Evolve,
         Halve, Split, TimeGroups, TimedSmooth,
-        SplitLowRank, Clip, FisherScales, AdaRound, Gptq, Rtn,
+        SplitLowRank, Clip, FisherScales, AdaRound, Codebooks, Gptq, Rtn, Tune,
         Ranges,
     )
 }  # fmt: skip

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from dither.errors import BadFormat, BadRecipe
 from dither.numerics import fitting
-from dither.spec import Act, Format, Int, LinearSpec, Trellis
+from dither.spec import Act, Codebook, Format, Int, LinearSpec, Trellis
 from dither.stages.base import Job, Phase
 from dither.stages.channels import equal_edges
 from dither.stages.incoherence import named
@@ -20,6 +20,7 @@ __all__ = ["Assign"]
 
 MOST_GROUPS = 1000
 LEAST_GROUP = 16
+VECTORS_PER_WORD = 4
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,9 @@ class Assign:
         exclude: regular expression; layers whose name it finds stay in full precision. It must find one.
         time_groups: equal parts of the noise level that static activation tables tell apart.
         branches: 2 gives unconditional rows static tables of their own.
-        fit: where a group size does not divide a layer's width, take the largest one below it that does, and of tiles as
-            many rows and columns as divide its weight; otherwise it is an error.
+        fit: where a group size does not divide a layer's width, take the largest one below it that does, of tiles as many
+            rows and columns as divide its weight, and of a codebook no more words than a weight can fill; otherwise it is
+            an error.
     """
 
     tag: ClassVar[str] = "assign"
@@ -77,6 +79,8 @@ def _fitted(
     rows, width = shape
     if isinstance(weight, Trellis):
         weight = _tiled(name, rows, width, weight)
+    if isinstance(weight, Codebook):
+        weight = _clamped(rows, width, weight)
     asked = weight.group if isinstance(weight, Int) else 0, 0 if act is None else act.grid.group
     if isinstance(weight, Int):
         weight = fitting(weight, width)
@@ -88,6 +92,12 @@ def _fitted(
                 "divisor: exclude it, or give assign.weight.group 0"
             )
     return weight, act
+
+
+def _clamped(rows: int, width: int, fmt: Codebook) -> Codebook:
+    """With at most a word for every four sub-vectors, and a power of two of them where that binds (as VQ4DiT's release)."""
+    most = max(rows * width // fmt.dim // VECTORS_PER_WORD, 2)
+    return fmt if fmt.size <= most else replace(fmt, size=1 << most.bit_length() - 1)
 
 
 def _tiled(name: str, rows: int, width: int, fmt: Trellis) -> Trellis:

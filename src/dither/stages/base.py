@@ -25,6 +25,7 @@ from dither.models.base import Adapter, Call, Layer, linear_at
 from dither.nn import Clock, QAttention, QLinear, TimedLinear, ViewedLinear, timestep_tables
 from dither.nn import replace as put
 from dither.spec import Act, AttentionSpec, Bits, Format, LinearSpec, LowRank, Plan, Rotation, Spec, Timed, Views
+from dither.stages import needs
 from dither.stages.building import (
     attended,
     besides_weight,
@@ -36,15 +37,11 @@ from dither.stages.building import (
     dense_of,
     filled,
 )
-from dither.stages.needs import MEASURED, Sampling, Store, Study, StudySettings, kept_or_made, no_sampling, no_study
+from dither.stages.needs import MEASURED, Store, Study, StudySettings, Trajectory, kept_or_made
 from dither.stages.nesting import rounded
 from dither.stages.phase import Phase
 
 __all__ = ["MEASURED", "Job", "Phase", "Stage", "Store", "Study", "StudySettings"]
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
 
 
 @dataclass
@@ -61,6 +58,8 @@ class Job:
         progress: told (what, done, total).
         study: makes what draws and judges pictures.
         sampling: tells how pictures are drawn.
+        draw: draws a trajectory of calibration pictures with the model as it is.
+        exact: a full-precision copy of the model for later stages to learn from, or None.
         grids: ranges of weights that a stage has found for the one that rounds: scale and zero point by layer.
         tables: static activation tables that a WEIGHT stage has found already, by layer: ``act_scale`` (R, G) and so on;
             ``ranges`` takes them as they are. Of an attention they are ``PART.NAME``, such as ``probs.scale``.
@@ -73,9 +72,11 @@ class Job:
     seed: int
     record: Callable[[], tuple[Call, ...]]
     store: Store | None = None
-    progress: Callable[[str, int, int], None] = _silent
-    study: Callable[[StudySettings], Study] = no_study
-    sampling: Callable[[], Sampling] = no_sampling
+    progress: Callable[[str, int, int], None] = needs.silent
+    study: Callable[[StudySettings], Study] = needs.no_study
+    sampling: Callable[[], needs.Sampling] = needs.no_sampling
+    draw: Callable[[Trajectory], None] = needs.no_drawing
+    exact: nn.Module | None = None
     specs: dict[str, LinearSpec] = field(default_factory=dict)
     timed: dict[str, Timed] = field(default_factory=dict)
     varied: dict[str, Views | Timed] = field(default_factory=dict)

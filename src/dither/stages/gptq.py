@@ -1,6 +1,6 @@
 """WEIGHT: GPTQ (arXiv 2210.17323), with the groups that each layer has, as Q-DiT (2406.17343) uses it.
 
-    W' = round_columns(W, H)        see ``columns``; of trellis codes round_tiles, see ``tiles``
+    W' = round_columns(W, H)        see ``columns``; of trellis codes and words round_tiles, see ``tiles``
     b' = b + W m - W' m^            the mean output error is gone (``bias``), and H is taken about the mean
 
 H and the means are those of ``hessian``. Blocks are walked in order: each sees what the blocks before
@@ -23,12 +23,12 @@ from dither.calibrate import BlockStep
 from dither.errors import BadModel, BadRecipe
 from dither.models.base import linear_at
 from dither.numerics import dynamic_grid, from_codes, pack_int
-from dither.spec import PER_TENSOR, Int, Trellis
+from dither.spec import PER_TENSOR, Int
 from dither.stages.base import Job, Phase
 from dither.stages.clip import MOST_STEPS, search_range
 from dither.stages.columns import factor, round_columns
 from dither.stages.hessian import Gather, Moments, chunks
-from dither.stages.tiles import round_tiles
+from dither.stages.tiles import Block, round_tiles
 
 __all__ = ["Gptq"]
 
@@ -37,7 +37,7 @@ WHAT = "rounding by GPTQ"
 
 @dataclass(frozen=True)
 class Gptq:
-    """Error-compensating rounding of every weight of integers or trellis codes that no stage before has finished.
+    """Error-compensating rounding of every weight of integers, trellis codes or Gaussian words that is not finished yet.
 
     Args:
         damp: added to H's diagonal, as a share of its mean; more is taken, and noted, where it does not suffice.
@@ -75,9 +75,9 @@ class Gptq:
     memory: float = 2.0
 
     def run(self, job: Job) -> None:
-        """Commit every layer whose weight is to be integers or trellis codes."""
+        """Commit every layer whose weight is to be integers, trellis codes or Gaussian words."""
         gather = self._check()
-        integers = [n for n, s in job.specs.items() if isinstance(s.weight, Int | Trellis)]
+        integers = [n for n, s in job.specs.items() if isinstance(s.weight, Int | Block)]
         names = [n for n in integers if n not in job.done]
         if integers and not names:
             raise BadRecipe("gptq: an earlier stage has rounded every weight that it could; put 'gptq' before it")
@@ -147,13 +147,13 @@ class Gptq:
     ) -> Mapping[str, Tensor]:
         """Stored tensors of a layer, and its bias; ``facts`` is filled, and kept for a run that goes on from here."""
         linear, fmt, moments = linear_at(job.model, name), job.specs[name].weight, found[name]
-        assert isinstance(fmt, Int | Trellis)
+        assert isinstance(fmt, Int | Block)
         dense = job.dense(name)
         w = dense.float()
         bias = linear.bias if self.bias else None
         h = moments.h if bias is None else moments.h - torch.outer(moments.seen, moments.seen)
         how = partial(factor, damp=self.damp, rows=moments.rows)
-        if isinstance(fmt, Trellis):
+        if not isinstance(fmt, Int):
             tiled, used = round_tiles(w, h, fmt, how)
             out, values, error = tiled.tensors, tiled.values, tiled.error
         else:

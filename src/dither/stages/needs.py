@@ -15,9 +15,12 @@ __all__ = [
     "Store",
     "Study",
     "StudySettings",
+    "Trajectory",
     "kept_or_made",
+    "no_drawing",
     "no_sampling",
     "no_study",
+    "silent",
 ]
 
 MEASURED = "sensitivity."
@@ -97,6 +100,32 @@ def no_sampling() -> Sampling:
     raise BadRecipe(
         "this recipe weighs errors by what the sampler makes of them, and a network alone has none: quantize a pipeline"
     )
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Some pictures on their way from noise, drawn together.
+
+    Args:
+        number: from 0; each has noise and labels of its own.
+        samples: pictures.
+        steps: of the sampler.
+        guidance: of the sampler.
+    """
+
+    number: int
+    samples: int
+    steps: int
+    guidance: float
+
+
+def no_drawing(what: Trajectory) -> None:
+    """Where nothing can be drawn: BadValue."""
+    raise BadValue("this recipe follows a sampler from noise to pictures: give it a pipeline, or run=")
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
 
 
 def kept_or_made(store: Store | None, name: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:

@@ -1,16 +1,11 @@
-"""A linear's place holder while its rounding is learned: it computes with whatever weight it is given, differentiably.
+"""A linear's place holder while its rounding is learned: it computes with whatever weight it is given, differentiably."""
 
-What it computes is what the ``QLinear`` of the same spec will: online transforms, rounded inputs, the low-rank branch.
-"""
-
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dither.nn import QLinear
-from dither.numerics import decode
-from dither.spec import Int, LinearSpec
+from dither.spec import LinearSpec
 from dither.stages.building import dense_of
-from dither.stages.learned_steps import LearnedSteps, dynamic
+from dither.stages.given_weight import GivenWeight
+from dither.stages.learned_steps import LearnedSteps
 from dither.stages.soft_rounding import SoftRounding
 
 __all__ = ["StandIn"]
@@ -30,6 +25,7 @@ class StandIn(nn.Module):
         super().__init__()
         self.old, self.spec, self.rounding, self.steps = old, spec, rounding, steps
         self.dense = self.weight = dense_of(old)
+        self.given = GivenWeight(old, spec)
         self.rounds_inputs = True
         self.eval()  # as the model that it is trained in
 
@@ -51,22 +47,7 @@ class StandIn(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) to (..., N), in the dtype of x."""
-        plain = self.old.transform(x) if isinstance(self.old, QLinear) else x
-        if self.spec.act is None or not self.rounds_inputs:
-            y = F.linear(plain, self.weight.to(x.dtype), self.bias)
-        else:
-            assert isinstance(self.spec.act.grid, Int)
-            seen = self.steps(plain) if self.steps is not None else dynamic(plain, self.spec.act.grid)
-            bias = None if self.bias is None else self.bias.float()
-            y = F.linear(seen, self.weight.float(), bias).to(x.dtype)
-        if self.spec.lowrank is None:
-            return y
-        return y + (plain @ self._branch("lowrank_a").to(x.dtype).T) @ self._branch("lowrank_b").to(x.dtype).T
-
-    def _branch(self, prefix: str) -> Tensor:
-        """One factor of the low-rank branch."""
-        assert isinstance(self.old, QLinear)
-        assert self.spec.lowrank is not None
-        (n, k), low = self.old.shape, self.spec.lowrank
-        stored, shape = self.old.stored(prefix), (low.rank, k) if prefix == "lowrank_a" else (n, low.rank)
-        return stored["dense"] if low.weight is None else decode(stored, low.weight, shape)
+        rounded = None
+        if self.spec.act is not None and self.rounds_inputs:
+            rounded = self.given.dynamic if self.steps is None else self.steps
+        return self.given(x, self.weight, self.bias, rounded)

@@ -1,0 +1,126 @@
+"""``python -m benchmarks.layer_errors``: error of each linear's output, by method, at equal nominal bits and no calibration on
+top: what codes and the passing on of errors do, before anything is tuned.
+
+    E |y^ - y|^2 / E |y - E y|^2      y^ = W' x + b'     inputs x of the full-precision model
+
+Mean over the quantized linears. Lines are those of ``low_bit``.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import dither
+from benchmarks.common import RESULTS, command_of, environment, write_result
+from benchmarks.components import Line
+from benchmarks.low_bit import LINES
+from dither.calibrate import replay
+from dither.inspection import stored_dtype
+from dither.nn import QLinear
+from dither.quantization import Calibration, denoiser_of, record_calls
+from dither.sources import open_source
+
+CHOSEN = (
+    "RTN", "GPTQ", "k-means", "universal words, rotated", "universal words, errors passed on", "+ rotations",
+    "+ errors passed on",
+)  # fmt: skip
+
+
+class Moments:
+    """Mean and second moments of one layer's inputs."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sum: Tensor | float = 0.0
+        self.square: Tensor | float = 0.0
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        x = args[0].reshape(-1, args[0].shape[-1]).double()
+        self.count += len(x)
+        self.sum = self.sum + x.sum(0)
+        self.square = self.square + x.T @ x
+
+    def error(self, dw: Tensor, db: Tensor) -> float:
+        """E |dW x + db|^2."""
+        assert isinstance(self.sum, Tensor)
+        assert isinstance(self.square, Tensor)
+        h, m = self.square / self.count, self.sum / self.count
+        return float(((dw @ h) * dw).sum() + 2 * db @ (dw @ m) + db.square().sum())
+
+    def spread(self, w: Tensor) -> float:
+        """E |W x - E W x|^2."""
+        assert isinstance(self.sum, Tensor)
+        return self.error(w, -(w @ (self.sum / self.count)))
+
+
+def watched(model: nn.Module, calls: Any) -> dict[str, Moments]:
+    """Moments of every linear's inputs."""
+    found = {name: Moments() for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    handles = [model.get_submodule(name).register_forward_pre_hook(moments) for name, moments in found.items()]
+    for call in calls:
+        replay(model, call)
+    for handle in handles:
+        handle.remove()
+    return {name: moments for name, moments in found.items() if moments.count}
+
+
+def _parts(model: nn.Module, name: str) -> tuple[Tensor, Tensor]:
+    layer = model.get_submodule(name)
+    assert isinstance(layer, nn.Linear)
+    w = layer.dequantized() if isinstance(layer, QLinear) else layer.weight
+    return w.detach().double(), torch.zeros(len(w)).double() if layer.bias is None else layer.bias.detach().double()
+
+
+def row(model: str, line: Line, bits: str, seed: int, moments: Mapping[str, Moments]) -> dict[str, Any]:
+    """One method."""
+    full, made = open_source(model), open_source(model)
+    exact, network = denoiser_of(full.pipeline), denoiser_of(made.pipeline)
+    dither.quantize(
+        made.pipeline, line.recipe, bits, settings=line.settings, seed=seed, storage=stored_dtype(made.weight_files)
+    )
+    errors = {}
+    for name, module in network.named_modules():
+        if isinstance(module, QLinear):
+            (w, b), (was, bias) = _parts(network, name), _parts(exact, name)
+            errors[name] = moments[name].error(w - was, b - bias) / moments[name].spread(was)
+    mean = sum(errors.values()) / len(errors)
+    return {"model": model, "bits": bits, "line": line.name, "layers": len(errors), "mean": float(f"{mean:.4g}")}
+
+
+def measured(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    for model in given.models:
+        source = open_source(model)
+        calls = record_calls(source.pipeline, seed=given.seed + 1)  # not those that methods calibrate on
+        moments = watched(denoiser_of(source.pipeline), calls)
+        for line in LINES:
+            for bits in line.widths:
+                if line.name in CHOSEN and bits in given.bits:
+                    yield (found := row(model, line, bits, given.seed, moments))
+                    print(*found.values(), file=sys.stderr, flush=True)
+
+
+def options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.layer_errors", description=__doc__)
+    parser.add_argument("--models", nargs="+", default=["zoo:fashion"])
+    parser.add_argument("--bits", nargs="+", default=["w2", "w3"])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS / "layer_errors.json")
+    return parser
+
+
+def main(words: list[str]) -> None:
+    given = options().parse_args(words)
+    torch.set_num_threads(given.threads)
+    command = command_of("benchmarks.layer_errors", given, options().parse_args([]), ("models", "bits", "seed"))
+    result = {"calibration": vars(Calibration()) | {"prompts": []}, "seed": given.seed, "rows": list(measured(given))}
+    write_result(given.output, {**environment(command, given.threads), **result})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,77 @@
+"""``python -m benchmarks.low_bit``: VQ4DiT (arXiv 2408.17131), its baselines, and recipe ``dither`` component by component, at
+2, 3 and 4 bits.
+
+Modulation linears are rounded to the same width everywhere: they are a third of the weights. ``trellis codes alone`` and
+what follows add one component of ``dither`` each. See ``components`` for how a row is measured, and how several processes
+share the rows.
+"""
+
+import sys
+
+from benchmarks.components import Components, Line
+from dither.spec import Gaussian, to_json
+
+MODELS = ("zoo:fashion", "zoo:fashion-hard")
+WIDTHS = ("w2", "w3", "w4")
+WORDS = {"w2": Gaussian(4, 256), "w3": Gaussian(2, 64), "w4": Gaussian(2, 256)}
+"""Universal words, in the place of trellis codes."""
+ALONE = ("rotate=off", "gptq=off", "tune=off")
+GROUP = 64
+
+
+def _with_modulation(name: str, recipe: str, bits: str, group: int = 0) -> Line:
+    """A recipe of integers whose modulation has as many bits as all else."""
+    grain = tuple(f"assign.{side}.group={group}" for side in ("weight", "adaln")) if group else ()
+    fit = ("assign.fit=true",) if group else ()
+    return Line(name, recipe, (f"assign.adaln.bits={bits[1:]}", *grain, *fit), (bits,))
+
+
+def _words(name: str, bits: str, *off: str) -> Line:
+    text = to_json(WORDS[bits])
+    fields = "{" + ", ".join(f'"{k}": "{v}"' if isinstance(v, str) else f'"{k}": {v}' for k, v in text.items()) + "}"
+    return Line(name, "dither", (f"assign.weight={fields}", f"assign.adaln={fields}", *off), (bits,))
+
+
+LINES = (
+    *(_with_modulation("RTN", "rtn", bits) for bits in WIDTHS),
+    *(_with_modulation(f"RTN, groups of {GROUP}", "rtn", bits, GROUP) for bits in WIDTHS),
+    *(_with_modulation("GPTQ", "gptq", bits) for bits in WIDTHS),
+    *(_with_modulation(f"GPTQ, groups of {GROUP}", "gptq", bits, GROUP) for bits in WIDTHS),
+    Line("k-means", "vq4dit", ("codebooks=off",), WIDTHS),
+    Line("VQ4DiT, n = 1", "vq4dit", ("codebooks.candidates=1",), WIDTHS),
+    Line("VQ4DiT, n = 2", "vq4dit", (), WIDTHS),
+    Line("VQ4DiT, n = 3", "vq4dit", ("codebooks.candidates=3",), WIDTHS),
+    Line("VQ4DiT, n = 2, all at once", "vq4dit", ("codebooks.progressive=false", "codebooks.inverse=false"), WIDTHS),
+    *(_words("universal words, rotated", bits, "gptq=off", "tune=off") for bits in WIDTHS),
+    *(_words("universal words, errors passed on", bits, "tune=off") for bits in WIDTHS),
+    Line("trellis codes alone", "dither", ALONE, WIDTHS),
+    Line("+ rotations", "dither", ALONE[1:], WIDTHS),
+    Line("+ errors passed on", "dither", ALONE[2:], WIDTHS),
+    Line("dither: + tuning", "dither", (), WIDTHS),
+)
+PAIRS = (
+    ("VQ4DiT, n = 1", "k-means"),
+    ("VQ4DiT, n = 2", "k-means"),
+    ("VQ4DiT, n = 2", "VQ4DiT, n = 1"),
+    ("VQ4DiT, n = 3", "VQ4DiT, n = 2"),
+    ("VQ4DiT, n = 2, all at once", "VQ4DiT, n = 2"),
+    ("universal words, errors passed on", "universal words, rotated"),
+    ("+ rotations", "trellis codes alone"),
+    ("+ errors passed on", "+ rotations"),
+    ("+ errors passed on", "universal words, errors passed on"),
+    ("dither: + tuning", "+ errors passed on"),
+    ("dither: + tuning", "VQ4DiT, n = 2"),
+    ("dither: + tuning", "RTN"),
+    ("dither: + tuning", "GPTQ"),
+    ("dither: + tuning", f"GPTQ, groups of {GROUP}"),
+)
+STUDY = Components("benchmarks.low_bit", __doc__, "low_bit", LINES, PAIRS, MODELS, WIDTHS)
+
+
+def main(words: list[str]) -> int:
+    """Exit status: 1 if a row failed."""
+    return STUDY.main(words)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

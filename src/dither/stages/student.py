@@ -1,0 +1,93 @@
+"""A linear's place holder while what it will store is learned along trajectories, and what an interrupted run keeps of it."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dither.errors import BadCheckpoint
+from dither.spec import LinearSpec
+from dither.stages.given_weight import GivenWeight
+
+__all__ = ["Learned", "Student", "restore", "snapshot"]
+
+OPTIMIZER = "optimizer"
+
+
+class Learned(Protocol):
+    """A weight in the making."""
+
+    def value(self) -> Tensor:
+        """(N, K) float32, differentiable."""
+
+    def stored(self) -> dict[str, Tensor]:
+        """What a layer stores of it as it now is, by the format's names."""
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a run needs to go on."""
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from there."""
+
+
+class Student(nn.Module):
+    """In a linear's place, whose bias is learned too.
+
+    Args:
+        old: the linear so far.
+        spec: what it is to become. Static inputs stay in full precision: their ranges are found when weights are ready.
+        learned: its weight.
+        bias: (N,) that it begins with, or None.
+    """
+
+    def __init__(self, old: nn.Linear, spec: LinearSpec, learned: Learned, bias: Tensor | None) -> None:
+        super().__init__()
+        self.learned, self.given = learned, GivenWeight(old, spec)
+        self.bias = None if bias is None else nn.Parameter(bias.detach().float().clone())
+        self._rounds = spec.act is not None and not spec.act.static
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., K) to (..., N), in the dtype of x."""
+        return self.given(x, self.learned.value(), self.bias, self.given.dynamic if self._rounds else None)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What the layer is committed with."""
+        made = {name: tensor.detach() for name, tensor in self.learned.stored().items()}
+        return made if self.bias is None else {**made, "bias": self.bias.detach()}
+
+
+def snapshot(students: Mapping[str, Student], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All that an interrupted run needs to go on, copied."""
+    out: dict[str, Tensor] = {}
+    for name, student in students.items():
+        out |= {f"{name}/{key}": tensor for key, tensor in student.learned.state().items()}
+        if student.bias is not None:
+            out[f"{name}/bias"] = student.bias
+    for i, parameter in enumerate(_parameters(optimizer)):
+        out |= {f"{OPTIMIZER}/{i}/{key}": torch.as_tensor(v) for key, v in optimizer.state.get(parameter, {}).items()}
+    return {key: tensor.detach().cpu().clone() for key, tensor in out.items()}
+
+
+def restore(kept: Mapping[str, Tensor], students: Mapping[str, Student], optimizer: torch.optim.Optimizer) -> None:
+    """Go on from a snapshot. BadCheckpoint if it is one of other layers."""
+    for name, student in students.items():
+        head = f"{name}/"
+        mine = {key.removeprefix(head): tensor for key, tensor in kept.items() if key.startswith(head)}
+        bias = mine.pop("bias", None)
+        if (bias is None) != (student.bias is None) or not mine:
+            raise BadCheckpoint(f"what an interrupted run has kept of layer '{name}' does not fit it: begin anew")
+        student.learned.load(mine)
+        if bias is not None and student.bias is not None:
+            student.bias.data.copy_(bias)
+    for i, parameter in enumerate(_parameters(optimizer)):
+        head = f"{OPTIMIZER}/{i}/"
+        found = {key.removeprefix(head): tensor for key, tensor in kept.items() if key.startswith(head)}
+        if found:
+            at = {key: t if key == "step" else t.to(parameter.device) for key, t in found.items()}
+            optimizer.state[parameter] = at
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

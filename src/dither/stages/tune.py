@@ -1,0 +1,145 @@
+"""WEIGHT: tune what rounding left, along trajectories, for any format of weights: codes, scales, words and biases.
+
+    min   mean over blocks of E |y^ - y|^2 / var y   +   output * E |eps^ - eps|^2 / var eps
+
+Straight through the rounding (PV-tuning, arXiv 2405.14852, is the thorough treatment), see ``straight``; Adam, with rates
+that fall to 0 by a cosine, one step a call. Comes after the stage that rounds, and needs ``teacher`` before it. Layers whose
+codes change over time are left alone.
+
+Memory beyond both models: for each weight 6 values in float32 (u, where it began, what is rounded, Adam's two, a gradient).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dither.errors import BadRecipe
+from dither.models.base import linear_at
+from dither.nn import QLinear
+from dither.stages.alignment import provisional
+from dither.stages.base import MEASURED, Job, Phase
+from dither.stages.following import Course
+from dither.stages.meanwhile import instead
+from dither.stages.straight import Straight
+from dither.stages.student import Student, restore, snapshot
+
+__all__ = ["Tune"]
+
+
+@dataclass(frozen=True)
+class Tune:
+    """Tunes every rounded weight and its bias.
+
+    Args:
+        trajectories: how many are followed.
+        samples, steps, guidance: of each trajectory.
+        output: what the error of the model's answer counts beside the mean of its blocks'.
+        own: share of the trajectories whose latents are those of the quantized model.
+        lr: of the weights, in root mean squares of a row; 0 leaves codes as they are.
+        lr_scale: of the logarithms of scales.
+        lr_words: of the words of codebooks.
+        lr_bias: of biases.
+        trust: how far weights may go, in root mean squares of a row.
+        refresh: steps between two roundings.
+        keep: trajectories between two states that an interrupted run can go on from.
+    """
+
+    tag: ClassVar[str] = "tune"
+    phase: ClassVar[Phase] = Phase.WEIGHT
+    paper: ClassVar[str] = "2405.14852"
+    trajectories: int = 40
+    samples: int = 4
+    steps: int = 25
+    guidance: float = 1.5
+    output: float = 1.0
+    own: float = 0.0
+    lr: float = 1e-3
+    lr_scale: float = 1e-3
+    lr_words: float = 1e-4
+    lr_bias: float = 1e-3
+    trust: float = 1.0
+    refresh: int = 5
+    keep: int = 5
+
+    def run(self, job: Job) -> None:
+        """Exchange the tensors of all finished layers for tuned ones."""
+        course = self._check()
+        layers = {name: linear_at(job.model, name) for name in job.specs if name in job.done and name not in job.varied}
+        rounded = {n: m for n, m in layers.items() if isinstance(m, QLinear) and m.spec.weight is not None}
+        if not rounded:
+            return
+        if job.exact is None:
+            raise BadRecipe(
+                "tune: nothing keeps the full-precision model to learn from: put 'teacher' first in the recipe"
+            )
+        keys = {name: MEASURED + f"{self.tag}.{name}" for name in rounded}
+        made: dict[str, Mapping[str, Tensor]] = {}
+        if job.lacks(keys.values()):
+            students = {name: self._student(job, name, layer) for name, layer in rounded.items()}
+            with instead(job.model, students):
+                self._learn(job, course, job.exact, students)
+            made = {name: student.tensors() for name, student in students.items()}
+        for name, layer in rounded.items():
+            kept = dict(job.kept(f"{self.tag}.{name}", partial(made.__getitem__, name)))
+            if (bias := kept.pop("bias", None)) is not None:
+                layer.bias.data = bias.to(layer.bias.device, layer.bias.dtype)
+            provisional(job, name, kept, {f"act_{key}": tensor for key, tensor in layer.stored("act").items()})
+
+    def _check(self) -> Course:
+        for field, value, low, high in (
+            ("trajectories", self.trajectories, 1, 10**6), ("lr", self.lr, 0, 10), ("lr_scale", self.lr_scale, 0, 10),
+            ("lr_words", self.lr_words, 0, 10), ("lr_bias", self.lr_bias, 0, 10), ("trust", self.trust, 0, 1e6),
+            ("refresh", self.refresh, 1, 10**6), ("keep", self.keep, 1, 10**6),
+        ):  # fmt: skip
+            if not low <= value <= high:
+                raise BadRecipe(f"{self.tag}.{field} {value:g}: must lie in [{low:g}, {high:g}]")
+        course = Course(self.tag, self.samples, self.steps, self.guidance, self.output, True, self.own)
+        course.check()
+        return course
+
+    def _student(self, job: Job, name: str, layer: QLinear) -> Student:
+        fmt = layer.spec.weight
+        assert fmt is not None
+        learned = Straight(fmt, layer.stored(), layer.shape, self.trust)
+        return Student(layer, job.specs[name], learned, layer.bias)
+
+    def _learn(self, job: Job, course: Course, exact: nn.Module, students: Mapping[str, Student]) -> None:
+        learned = [s.learned for s in students.values() if isinstance(s.learned, Straight)]
+        chosen = (
+            ([w.moved for w in learned], self.lr),
+            ([w.log for w in learned if w.log is not None], self.lr_scale),
+            ([w.words for w in learned if w.words is not None], self.lr_words),
+            ([s.bias for s in students.values() if s.bias is not None], self.lr_bias),
+        )
+        rates = [lr for tensors, lr in chosen if tensors and lr]
+        optimizer = torch.optim.Adam([{"params": tensors, "lr": lr} for tensors, lr in chosen if tensors and lr])
+        state, step, first = MEASURED + f"{self.tag}.state", 0, 0
+        if job.store is not None and (kept := job.store.get(state)) is not None:
+            restore(kept, students, optimizer)
+            first, step = kept["counts"].tolist()
+        total = self.trajectories * self.steps
+
+        def learn(error: Tensor) -> None:
+            nonlocal step
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * (1 + math.cos(math.pi * min(step / total, 1))) / 2
+            optimizer.zero_grad()
+            error.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            step += 1
+            if self.lr and step % self.refresh == 0:
+                for weight in learned:
+                    weight.refresh()
+
+        for number in range(first, self.trajectories):
+            course.follow(job, exact, number, learn)
+            job.progress("tuning", number + 1, self.trajectories)
+            if job.store is not None and (number + 1) % self.keep == 0:
+                job.store.put(state, {**snapshot(students, optimizer), "counts": torch.tensor([number + 1, step])})
+        for weight in learned if self.lr else ():
+            weight.refresh()
