@@ -1,5 +1,5 @@
-"""``python -m benchmarks.layer_errors``: error of each linear's output, by method, at equal nominal bits and no calibration on
-top: what codes and the passing on of errors do, before anything is tuned.
+"""``python -m benchmarks.layer_errors``: error of each linear's output, by method, at equal nominal bits and without tuning:
+what codes and the passing on of errors do.
 
     E |y^ - y|^2 / E |y - E y|^2      y^ = W' x + b'     inputs x of the full-precision model
 

@@ -1,5 +1,5 @@
-"""``python -m benchmarks.low_bit``: VQ4DiT (arXiv 2408.17131), its baselines, and recipe ``dither`` component by component, at
-2, 3 and 4 bits.
+"""``python -m benchmarks.low_bit``: VQ4DiT (arXiv 2408.17131), its baselines, and recipe ``dither`` component by component,
+at 2, 3 and 4 bits.
 
 Modulation linears are rounded to the same width everywhere: they are a third of the weights. ``trellis codes alone`` and
 what follows add one component of ``dither`` each. See ``components`` for how a row is measured, and how several processes

@@ -1,4 +1,4 @@
-"""Weights of 1 to 4 bits: trellis codes behind rotations, with errors passed on.
+"""Weights of 1 to 4 bits: trellis codes behind rotations, with errors passed on, scales and biases tuned.
 
     W R = trellis codes of Gaussian values, a scale for each row      R: see ``rotate``; codes: QTIP, arXiv 2406.11235
 
@@ -17,21 +17,23 @@ MOST = 4
 
 
 def _dither(bits: Bits) -> tuple[Stage, ...]:
-    """``rotate=off`` and ``gptq=off`` leave one component each. Modulation is coded too; its inputs stay as they are.
+    """``rotate=off``, ``gptq=off`` and ``tune=off`` leave a component out each. Modulation is coded too; its inputs stay.
+
+    Codes of trellises are not tuned: to change one changes the values of all windows that it is in.
 
     Above 4 bits integers do as well.
     """
     act = None if bits.act is None else Act(Int(bits.act))
     code: Format = Trellis(bits.weight) if bits.weight <= MOST else Int(bits.weight)
     front = (Teacher(), Rotate(skip=True), Assign(weight=code, act=act, adaln=code, fit=True))
-    return (*front, Gptq(), Rtn(), Tune(), Ranges())
+    return (*front, Gptq(), Rtn(), Tune(lr=0.0), Ranges())
 
 
 ENTRIES = (
     Entry(
         "dither",
         PAPER,
-        "Trellis codes of 1 to 4 bits behind rotations, errors passed on to later columns; weights alone, or int8 inputs.",
+        "Trellis codes of 1 to 4 bits behind rotations, errors passed on, scales and biases tuned; int8 inputs if asked for.",
         Bits(2, None),
         _dither,
     ),

@@ -59,9 +59,9 @@ class Tune:
     output: float = 1.0
     own: float = 0.0
     lr: float = 1e-3
-    lr_scale: float = 1e-3
+    lr_scale: float = 5e-4
     lr_words: float = 1e-4
-    lr_bias: float = 1e-3
+    lr_bias: float = 5e-4
     trust: float = 1.0
     refresh: int = 5
     keep: int = 5
