@@ -18,6 +18,7 @@ from dither.stages import (
     Attention,
     Clip,
     Codebooks,
+    CodeProgram,
     Evolve,
     FisherScales,
     Gptq,
@@ -69,6 +70,7 @@ ADAROUND = AdaRound(iterations=4, batch=8, again=2)
 WORDS = Assign(weight=Codebook(2, 16), act=Act(Int(8)), adaln=Codebook(4, 8, row_scale=True))
 CODEBOOKS = Codebooks(trajectories=2, samples=2, steps=2, iterations=3)
 TUNE = Tune(trajectories=2, samples=2, steps=2, lr=0.1, refresh=1, own=0.5)
+TILES_ALL = Assign(weight=Trellis(2, 6, 4, 4), act=Act(Int(8)), adaln=Int(4))
 TILES = Assign(weight=Trellis(2, 6, 4, 4), adaln=Gaussian(4, 256))
 
 ROWS: dict[str, tuple[Stage, tuple[Stage, ...]]] = {
@@ -179,6 +181,7 @@ ROWS: dict[str, tuple[Stage, tuple[Stage, ...]]] = {
         dataclasses.replace(ADAROUND, act_after=2, rounds=2),
         (Rotate(), STATIC, dataclasses.replace(ADAROUND, act_after=2, rounds=2), Ranges()),
     ),
+    "code program": (CodeProgram(rows=64), (Rotate(), TILES_ALL, CodeProgram(rows=64), Gptq())),
     "codebooks": (CODEBOOKS, (WORDS, CODEBOOKS)),
     "codebooks, all at once": (
         dataclasses.replace(CODEBOOKS, progressive=False, threshold=1.0, candidates=3, inverse=False, absolute=True),

@@ -17,6 +17,7 @@ from dither.stages.assign import Assign
 from dither.stages.attention import Attention
 from dither.stages.base import Job, Phase, Stage, Store, Study, StudySettings
 from dither.stages.clip import Clip
+from dither.stages.code_program import CodeProgram
 from dither.stages.codebooks import Codebooks
 from dither.stages.evolve import Evolve
 from dither.stages.fisher import FisherScales
@@ -49,6 +50,7 @@ __all__ = [
     "Assign",
     "Attention",
     "Clip",
+    "CodeProgram",
     "Codebooks",
     "Evolve",
     "FisherScales",
@@ -88,8 +90,8 @@ STAGES: dict[str, type[Any]] = {
     c.tag: c
     for c in (
         Teacher, Precompute, Smooth, Rotate,
-        Assign, Attention, Regions, Log2OrUniform, Mixed, Program, Widen, Groups, GroupProgram, HessianTrace, Evolve,
-        Halve, Split, TimeGroups, TimedSmooth,
+        Assign, Attention, Regions, Log2OrUniform, Mixed, Program, CodeProgram, Widen, Groups, GroupProgram,
+        HessianTrace, Evolve, Halve, Split, TimeGroups, TimedSmooth,
         SplitLowRank, Clip, FisherScales, AdaRound, Codebooks, Gptq, Rtn, Tune,
         Ranges,
     )
