@@ -12,7 +12,7 @@ from dither.quantization import plan_ahead
 from dither.recipes import get, override
 from dither.sampling import default_labels, sampler_for
 from dither.spec import Codebook, Int, Trellis
-from dither.stages import stages_of
+from dither.stages import CodeProgram, stages_of
 
 SHORT = ("codebooks.trajectories=2", "codebooks.steps=3", "codebooks.samples=2")
 BRIEF = ("tune.trajectories=2", "tune.steps=3", "tune.samples=2", "assign.weight.states=6", "assign.adaln.states=6")
@@ -24,6 +24,7 @@ DRAWN = dither.Calibration(samples=4, steps=4, calls=4)
     [
         ("vq4dit", "assign codebooks rtn ranges"),
         ("dither", "teacher rotate assign gptq rtn tune ranges"),
+        ("dither-mixed", "teacher rotate assign code-program gptq rtn tune ranges"),
     ],
 )
 def test_order(name, order):
@@ -55,7 +56,13 @@ def test_codes_of_dither_by_width(bits):
         assert (spec.act is None) == (len(bits) == 2 or "norm1.linear" in name)
 
 
-@pytest.mark.parametrize(("name", "quick"), [("vq4dit", SHORT), ("dither", BRIEF)])
+@pytest.mark.parametrize(("bits", "widths"), [("w2", (2, 3)), ("w3", (2, 3, 4)), ("w4", (3, 4))])
+def test_widths_of_mixed(bits, widths):
+    found = next(s for s in stages_of(get("dither-mixed", bits)) if isinstance(s, CodeProgram))
+    assert found.widths == widths
+
+
+@pytest.mark.parametrize(("name", "quick"), [("vq4dit", SHORT), ("dither", BRIEF), ("dither-mixed", BRIEF)])
 @pytest.mark.parametrize("bits", ["w2", "w3", "w2a8"])
 def test_checkpoints_reload_to_the_same_bits(name, quick, bits, tmp_path):
     pipe = jobs.pipeline()

@@ -69,8 +69,8 @@ class Codebooks:
     candidates: int = 2
     inverse: bool = True
     iterations: int = 100
-    trajectories: int = 40
-    finish: int = 10
+    trajectories: int = 100
+    finish: int = 40
     samples: int = 4
     steps: int = 50
     guidance: float = 1.5
@@ -213,8 +213,8 @@ class _Lesson:
         self._own_words()
 
     def finished(self, number: int) -> bool:
-        """Whether enough trajectories came after the one that made the last assignment; n = 1 has all there are."""
-        if self.stage.candidates == 1 or not all(c.hard for c in self.codes.values()):
+        """Whether enough trajectories came after the one that made the last assignment."""
+        if not all(c.hard for c in self.codes.values()):
             return False
         if self.hard_since is None:
             self.hard_since = number
