@@ -26,8 +26,7 @@ from dither.quantization import Calibration, denoiser_of, record_calls
 from dither.sources import open_source
 
 CHOSEN = (
-    "RTN", "GPTQ", "k-means", "universal words, rotated", "universal words, errors passed on", "+ rotations",
-    "+ errors passed on",
+    "RTN", "GPTQ", "k-means", "universal words, rotated", "universal words, errors passed on", "+ errors passed on",
 )  # fmt: skip
 
 

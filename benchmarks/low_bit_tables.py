@@ -1,7 +1,9 @@
 """Tables of weights of 2 to 4 bits."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
+from benchmarks.component_tables import components, differences
 from benchmarks.markdown import result, table
 
 __all__ = ["TABLES"]
@@ -28,4 +30,27 @@ def distortion() -> str:
     )
 
 
-TABLES: Mapping[str, Callable[[], str]] = {"distortion": distortion}
+def layer_errors() -> str:
+    """A line a method, a column a model and width."""
+    data = result("layer_errors")
+    rows = {(r["line"], r["model"], r["bits"]): r for r in data["rows"]}
+    columns = list(dict.fromkeys((model, bits) for _, model, bits in rows))
+    lines = []
+    for line in dict.fromkeys(line for line, *_ in rows):
+        found = [rows.get((line, *column)) for column in columns]
+        lines.append([line, *("" if r is None else f"{r['mean']:.4f}" for r in found)])
+    drawn = data["calibration"]
+    return table(["", *(f"`{model}`, {bits.upper()}" for model, bits in columns)], lines) + (
+        "\nSquared error of a linear's output over the variance of what it is to give, for inputs of the full-precision "
+        f"model: mean over {data['rows'][0]['layers']} linears. Inputs are from {drawn['calls']} denoiser calls of "
+        f"{drawn['samples']} pictures, {drawn['steps']} steps, of other noise than calibration's. Seed {data['seed']}. "
+        f"{data['device']}, torch {data['versions']['torch']}; `{data['command']}`.\n"
+    )
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "distortion": distortion,
+    "layer-errors": layer_errors,
+    "low-bit": partial(components, "low_bit"),
+    "low-bit-differences": partial(differences, "low_bit"),
+}

@@ -6,9 +6,12 @@ import math
 import pytest
 import torch
 
-from benchmarks import component_tables, components, distortion, low_bit_tables, tq_dit
+from benchmarks import component_tables, components, distortion, layer_errors, low_bit, low_bit_tables, tq_dit
 from benchmarks.quality import row as rows
+from dither import zoo
 from dither.numerics import stored_bits
+from dither.quantization import denoiser_of, plan_ahead, record_calls, resolve_recipe
+from dither.sources import open_source
 
 
 @pytest.mark.parametrize("name", distortion.SOURCES)
@@ -50,7 +53,7 @@ def test_the_table_has_a_line_a_format_and_one_for_each_bound(monkeypatch):
     monkeypatch.setattr(low_bit_tables, "result", lambda name: data)
     lines = [line.split(" | ") for line in low_bit_tables.distortion().splitlines() if line.startswith("| ")]
     assert lines[0][3:] == ["Gaussian", "Laplacian", "rotated |"]
-    assert len(lines) == 2 + 2 * (6 + 1)
+    assert len(lines) == 2 + 2 * (7 + 1)
     assert [line[3:] for line in lines if line[1] == "bound"] == [
         ["0.0625", "0.0541", "0.0541 |"], ["0.0156", "0.0135", "0.0135 |"],
     ]  # fmt: skip
@@ -78,3 +81,53 @@ def test_an_unfinished_result_has_the_rows_that_are_there_and_says_how_many_are_
     assert found["command"] == "python -m m -n 4 --measured"
     assert component_tables._missing(found) == "3 cells are not measured yet and empty. "
     assert component_tables._missing({"missing": 0}) == component_tables._missing({}) == ""
+
+
+# --- layer errors and pictures
+
+
+def test_the_error_of_a_layer_is_that_of_its_output():
+    make = torch.Generator().manual_seed(0)
+    x, w = torch.randn(50, 6, generator=make) + 0.5, torch.randn(4, 6, generator=make)
+    dw, db = torch.randn(4, 6, generator=make).double(), torch.randn(4, generator=make).double()
+    moments = layer_errors.Moments()
+    for part in x.split(20):
+        moments(torch.nn.Linear(6, 4), (part[None],))
+    want = (x.double() @ dw.T + db).square().sum(1).mean()
+    assert moments.error(dw, db) == pytest.approx(float(want))
+    z = x.double() @ w.double().T
+    assert moments.spread(w.double()) == pytest.approx(float((z - z.mean(0)).square().sum(1).mean()))
+
+
+def test_errors_of_methods_on_a_model_that_ships():
+    line = components.Line("k-means", "vq4dit", ("codebooks=off",), ("w2",))
+    pipe = open_source("zoo:digits").pipeline
+    moments = layer_errors.watched(denoiser_of(pipe), record_calls(pipe, seed=1)[:4])
+    found = layer_errors.row("zoo:digits", line, "w2", 0, moments)
+    assert found["layers"] == 21
+    assert 0.01 < found["mean"] < 0.5
+
+
+def test_every_line_of_the_table_is_a_recipe_of_its_width():
+    seen = set()
+    for bits in low_bit.WIDTHS:
+        for line, row in low_bit.STUDY.asked(("zoo:fashion",), (bits,)):
+            recipe = resolve_recipe(row.recipe, row.bits, row.settings)
+            specs = plan_ahead(zoo.load("fashion"), recipe).specs
+            codes = {getattr(s.weight, "bits", 0) / getattr(s.weight, "dim", 1) for s in specs.values()}
+            assert codes == {int(bits[1:])}, line
+            assert len(specs) == 42  # modulation too
+            seen.add((line.name, bits))
+    names = {line.name for line in low_bit.LINES}
+    assert seen == {(name, bits) for name in names for bits in low_bit.WIDTHS}
+    assert {name for pair in low_bit.PAIRS for name in pair} <= names
+    assert set(layer_errors.CHOSEN) <= names
+
+
+def test_the_table_of_layer_errors(monkeypatch):
+    rows_ = [{"line": n, "model": "zoo:m", "bits": b, "mean": 0.5, "layers": 3} for n, b in (("a", "w2"), ("b", "w3"))]
+    drawn = {"calls": 1, "samples": 2, "steps": 3}
+    data = {"rows": rows_, "calibration": drawn, "seed": 0, "device": "d", "versions": {"torch": "2"}, "command": "c"}
+    monkeypatch.setattr(low_bit_tables, "result", lambda name: data)
+    lines = [line.split(" | ") for line in low_bit_tables.layer_errors().splitlines() if line.startswith("| ")]
+    assert [line[1:] for line in lines[2:]] == [["0.5000", " |"], ["", "0.5000 |"]]
