@@ -213,6 +213,10 @@ ROWS: dict[str, tuple[Stage, tuple[Stage, ...]]] = {
         (STATIC, Gptq(by_site=True, clip=4, time_weights=(1.0, 2.0)), Ranges()),
     ),
     "low rank": (SplitLowRank(rank=2), (Smooth(online=True), GROUPED, SplitLowRank(rank=2), Rtn())),
+    "low rank beside tiles": (
+        SplitLowRank(rank=2, rounds=1),
+        (Teacher(), Rotate(), TILES, SplitLowRank(rank=2, rounds=1), Gptq(), dataclasses.replace(TUNE, lr=0.0)),
+    ),
     "low rank in full precision": (
         SplitLowRank(rank=2, rounds=2, bits=None),
         (Rotate(), PLAIN, SplitLowRank(rank=2, rounds=2, bits=None), Rtn()),

@@ -7,7 +7,7 @@ import torch
 
 from dither.errors import BadRecipe
 from dither.models.base import linear_at
-from dither.spec import Act, Codebook, Int, LowRank
+from dither.spec import Act, Int, LowRank
 from dither.stages import Assign, Clip, Gptq, Rtn, SplitLowRank, TimedSmooth
 from dither.stages.lowrank import best
 
@@ -135,8 +135,8 @@ def test_stages_that_have_looked_at_the_weight_already_are_refused():
         ran(W3, SplitLowRank(rank=2), SplitLowRank(rank=2))
     with pytest.raises(BadRecipe, match="low-rank branch, which cannot be scaled by range"):
         ran(W3, SplitLowRank(rank=2), TimedSmooth())
-    with pytest.raises(BadRecipe, match="no such layer is to have integer weights"):
-        ran(Assign(weight=Codebook(2, 16)), SplitLowRank(rank=2))
+    with pytest.raises(BadRecipe, match="no such layer is to have integers or other codes"):
+        ran(Assign(act=Act(Int(8))), SplitLowRank(rank=2))
 
 
 def test_an_interrupted_run_goes_on_with_the_branches_it_has():

@@ -43,7 +43,7 @@ __all__ = [
 UNIT = 29
 """Value of one standard deviation; the largest of 2^16 quantiles is 125."""
 _MULTIPLIER = 2654435761  # odd: a bijection of every ring of 2^L; Knuth's choice for multiplicative hashing
-_HELD = 1 << 24  # bytes of back pointers at a time: the costs of as many tiles then fit into the caches
+_HELD = 1 << 25  # bytes of costs at a time: those of a step then fit into the caches
 
 
 def trellis_layout(fmt: Trellis, shape: Sequence[int]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
@@ -143,7 +143,7 @@ def trellis_values(states: int) -> Tensor:
 def _paths(x: Tensor, fmt: Trellis) -> Tensor:
     """Bits (S, T) uint8 of the path that is nearest to each tile of x (S, T)."""
     table = trellis_values(fmt.states).float().div(UNIT).to(x.device)
-    many = max(1, _HELD // (fmt.length << fmt.states - fmt.bits))
+    many = max(1, _HELD // (4 * fmt.length << fmt.states - fmt.bits))
     half = fmt.length // 2
     found = []
     for part in torch.split(x, many):
@@ -156,6 +156,9 @@ def _paths(x: Tensor, fmt: Trellis) -> Tensor:
 def _viterbi(x: Tensor, table: Tensor, fmt: Trellis, overlap: Tensor | None) -> Tensor:
     """Windows (S, T) int64 of the best path.
 
+    Forward only costs are kept, and not where they come from: a path needs that of one window a step, and to find it for all
+    of them takes longer than all else. The bits that come are the outer axis, so that nothing is broadcast along the inner.
+
     Args:
         x: (S, T).
         table: value of each window, (2^L,).
@@ -163,21 +166,29 @@ def _viterbi(x: Tensor, table: Tensor, fmt: Trellis, overlap: Tensor | None) -> 
         overlap: what the last L - k bits are to be, (S,), both at the end and before the beginning; None leaves both free.
     """
     (tiles, length), edges, kept = x.shape, 1 << fmt.bits, 1 << fmt.states - fmt.bits
-    square, slope = table.square().view(kept, edges), table.mul(-2).view(kept, edges)  # (x - v)^2 = x^2 + v^2 - 2 x v
+    by_next = table.view(kept, edges).T.contiguous()  # (2^k, 2^(L-k)): bits that come, bits that were there
+    square, slope = by_next.square(), by_next.mul(-2)  # (x - v)^2 = x^2 + v^2 - 2 x v
     each = torch.arange(tiles, device=x.device)
-    before = torch.zeros(tiles, kept, device=x.device)  # cost of the best window that ends in these bits
+    costs = torch.zeros(length + 1, tiles, kept, device=x.device)  # of the best window that ends in these bits
     if overlap is not None:
-        before.fill_(torch.inf)
-        before[each, overlap] = 0.0
-    back = torch.empty(length, tiles, kept, dtype=torch.uint8, device=x.device)
+        costs[0].fill_(torch.inf)
+        costs[0, each, overlap] = 0.0
     for t in range(length):
-        cost = torch.addcmul(square, x[:, t, None, None], slope).add_(before[:, :, None]).view(tiles, edges, kept)
-        before, first = cost.min(1)  # the bits that fall out of the window when the next ones come
-        back[t] = first
-    ending = before.argmin(1) if overlap is None else overlap
+        cost = torch.addcmul(square, x[:, t, None, None], slope).add_(costs[t, :, None])  # (S, 2^k, 2^(L-k))
+        if kept < edges:  # nothing that was there is left in the next ones
+            costs[t + 1] = cost.view(tiles, edges // kept, kept, kept).amin((1, 3))
+        else:
+            best = cost.view(tiles, edges, edges, kept // edges).amin(2)
+            costs[t + 1] = best.transpose(1, 2).reshape(tiles, kept)
+    ending = costs[-1].argmin(1) if overlap is None else overlap
     path = torch.empty(tiles, length, dtype=torch.int64, device=x.device)
+    first = torch.arange(edges, device=x.device) * kept  # the bits that fall out of a window when the next ones come
     for t in reversed(range(length)):
-        path[:, t] = back[t, each, ending].long() * kept + ending
+        window = first + ending[:, None]  # (S, 2^k)
+        before = window >> fmt.bits
+        value = table[window]
+        cost = (value.square() + x[:, t, None] * value.mul(-2)) + costs[t].gather(1, before)
+        path[:, t] = window.gather(1, cost.argmin(1, keepdim=True))[:, 0]
         ending = path[:, t] >> fmt.bits
     return path
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from dither import memory
 from dither.errors import BadRecipe
 from dither.numerics import decode, encode
-from dither.spec import Format, Int, LowRank
+from dither.spec import Codebook, Format, Gaussian, Int, LowRank, Trellis
 from dither.stages.base import Job, Phase
 from dither.stages.columns import damped_root
 from dither.stages.hessian import Gather, chunks
@@ -35,11 +35,13 @@ SHARE = 36
 """Of the narrower side, one part: DiTAS's 32 of 1152."""
 MOST_ROUNDS = 1000
 DAMP = 0.01
+SPLIT = (Int, Codebook, Gaussian, Trellis)
+"""Formats of weights that may have a branch. Each round of the alternation encodes every weight once."""
 
 
 @dataclass(frozen=True)
 class SplitLowRank:
-    """Branches for linears that are to have integer weights; modulation linears have none.
+    """Branches for linears whose weights are to be rounded; modulation linears have none.
 
     Args:
         rank: of every branch; 0: a 36th of the layer's narrower side.
@@ -80,7 +82,7 @@ class SplitLowRank:
         found = [
             name
             for name, spec in job.specs.items()
-            if name in wanted and isinstance(spec.weight, Int) and layers[name].kind != "adaln"
+            if name in wanted and isinstance(spec.weight, SPLIT) and layers[name].kind != "adaln"
         ]
         for name in found:
             if job.specs[name].lowrank is not None:
@@ -94,7 +96,7 @@ class SplitLowRank:
                 raise BadRecipe(f"low-rank.rank {self.rank}: layer '{name}' is {tuple(job.dense(name).shape)}")
         if not found:
             raise BadRecipe(
-                f"low-rank.layers '{self.layers}': no such layer is to have integer weights, modulation aside; put "
+                f"low-rank.layers '{self.layers}': no such layer is to have integers or other codes as weights, modulation aside; put "
                 "'assign' before"
             )
         return found
