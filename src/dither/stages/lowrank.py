@@ -96,8 +96,8 @@ class SplitLowRank:
                 raise BadRecipe(f"low-rank.rank {self.rank}: layer '{name}' is {tuple(job.dense(name).shape)}")
         if not found:
             raise BadRecipe(
-                f"low-rank.layers '{self.layers}': no such layer is to have integers or other codes as weights, modulation aside; put "
-                "'assign' before"
+                f"low-rank.layers '{self.layers}': no such layer is to have integers or other codes as weights, modulation "
+                "aside; put 'assign' before"
             )
         return found
 
