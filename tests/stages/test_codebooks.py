@@ -168,3 +168,9 @@ def test_formats_that_do_not_fit_are_refused(fmt, message):
     recipe = Recipe("test", "", Bits(2, None), describe((Assign(weight=fmt), Codebooks(**SHORT))))
     with pytest.raises(BadFormat, match=message):
         dither.quantize(jobs.pipeline(), recipe)
+
+
+def test_no_gradients_are_left_and_parameters_learn_as_before():
+    model = made(Codebooks(**SHORT))
+    assert all(p.grad is None for p in model.parameters())
+    assert all(p.requires_grad for p in model.parameters())

@@ -125,3 +125,9 @@ def test_it_needs_a_teacher():
 def test_fields_that_make_no_sense(fields, message):
     with pytest.raises(BadRecipe, match=message):
         made(FORMATS["int"], Tune(**{**SHORT, **fields}))
+
+
+def test_no_gradients_are_left_and_parameters_learn_as_before():
+    model = made(FORMATS["int"], Tune(**SHORT))
+    assert all(p.grad is None for p in model.parameters())
+    assert all(p.requires_grad for p in model.parameters())

@@ -30,7 +30,7 @@ def _dither(bits: Bits, between: tuple[Stage, ...] = ()) -> tuple[Stage, ...]:
 
 
 def _dither_mixed(bits: Bits) -> tuple[Stage, ...]:
-    """One bit more or less for each layer, at the same average; never 1, where codes lose more than the forecast can bear."""
+    """One bit more or less for each layer, at the same average. One bit in all is too little for the forecast."""
     widths = tuple(range(max(bits.weight - 1, LEAST), min(bits.weight + 1, MOST) + 1))
     return _dither(bits, (CodeProgram(widths),) if bits.weight in widths else ())
 

@@ -28,7 +28,7 @@ from dither.numerics import encode_codebook
 from dither.spec import Codebook
 from dither.stages.base import MEASURED, Job, Phase
 from dither.stages.following import Course
-from dither.stages.meanwhile import instead
+from dither.stages.meanwhile import instead, still
 from dither.stages.parts import full_precision
 from dither.stages.soft_codes import SoftCodes
 from dither.stages.student import Student, restore, snapshot
@@ -102,7 +102,7 @@ class Codebooks:
         if job.lacks(names):
             exact = full_precision(job, job.model) if job.exact is None else job.exact
             students = {name: self._student(job, name) for name in names}
-            with instead(job.model, students), torch.enable_grad():
+            with still(job.model), instead(job.model, students), torch.enable_grad():
                 self._learn(job, course, exact, students)
             made = {name: student.tensors() for name, student in students.items()}
         for name in names:

@@ -12,7 +12,7 @@ from dither.nn import replace as put
 from dither.spec import AttentionSpec
 from dither.stages.base import Job
 
-__all__ = ["attending", "clocked", "instead"]
+__all__ = ["attending", "clocked", "instead", "still"]
 
 
 @contextmanager
@@ -52,3 +52,16 @@ def instead(model: nn.Module, others: Mapping[str, nn.Module]) -> Iterator[None]
     finally:
         for name, module in own.items():
             put(model, name, module)
+
+
+@contextmanager
+def still(model: nn.Module) -> Iterator[None]:
+    """While inside, none of the parameters that the model has now gets gradients."""
+    learning = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)

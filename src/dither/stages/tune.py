@@ -24,7 +24,7 @@ from dither.nn import QLinear
 from dither.stages.alignment import provisional
 from dither.stages.base import MEASURED, Job, Phase
 from dither.stages.following import Course
-from dither.stages.meanwhile import instead
+from dither.stages.meanwhile import instead, still
 from dither.stages.straight import Straight
 from dither.stages.student import Student, restore, snapshot
 
@@ -81,7 +81,7 @@ class Tune:
         made: dict[str, Mapping[str, Tensor]] = {}
         if job.lacks(keys.values()):
             students = {name: self._student(job, name, layer) for name, layer in rounded.items()}
-            with instead(job.model, students):
+            with still(job.model), instead(job.model, students):
                 self._learn(job, course, job.exact, students)
             made = {name: student.tensors() for name, student in students.items()}
         for name, layer in rounded.items():
