@@ -48,9 +48,34 @@ def layer_errors() -> str:
     )
 
 
+def vq_sizes() -> str:
+    """A line a format: the paper's count, and the whole checkpoint."""
+    data = result("vq_sizes")
+    kinds = list(data["rows"][0]["checkpoint_mib"])
+    lines = []
+    for row in data["rows"]:
+        counted = f"{row['as_counted_mib']:.2f} ({row['as_counted_ratio']:.2f} times less)"
+        held = ", ".join(f"{size:.0f}" for n, size in row.get("calibration_mib", {}).items() if n != "1")
+        whole = [f"{row['checkpoint_mib'][kind]:.1f}" for kind in kinds]
+        lines.append([row["format"], f"{row['bits_per_weight']:.4f}", counted, *whole, held])
+    header = [
+        "",
+        "true bits",
+        "as the paper counts",
+        *(f"all, rest in {kind}" for kind in kinds),
+        "calibration, n = 2, 3, 4",
+    ]
+    return table(header, lines) + (
+        f"\nMiB for {data['model']}: {data['rows'][0]['linears']} linears. The paper counts their codes, codebooks and biases "
+        f"against {data['rows'][0]['full_mib']:.2f} MiB of float32. Calibration: logits, squared gradients and candidates. By "
+        f"the formats' layouts, not from a file; `{data['command']}`.\n"
+    )
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "distortion": distortion,
     "layer-errors": layer_errors,
+    "vq-sizes": vq_sizes,
     "low-bit": partial(components, "low_bit"),
     "low-bit-differences": partial(differences, "low_bit"),
 }

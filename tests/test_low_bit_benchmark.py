@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from benchmarks import component_tables, components, distortion, layer_errors, low_bit, low_bit_tables, tq_dit
+from benchmarks import component_tables, components, distortion, layer_errors, low_bit, low_bit_tables, tq_dit, vq_sizes
 from benchmarks.quality import row as rows
 from dither import zoo
 from dither.numerics import stored_bits
@@ -131,3 +131,14 @@ def test_the_table_of_layer_errors(monkeypatch):
     monkeypatch.setattr(low_bit_tables, "result", lambda name: data)
     lines = [line.split(" | ") for line in low_bit_tables.layer_errors().splitlines() if line.startswith("| ")]
     assert [line[1:] for line in lines[2:]] == [["0.5000", " |"], ["", "0.5000 |"]]
+
+
+def test_sizes_are_those_that_the_paper_tells():
+    """2553.35 and 162.08 MB, 159.47 of indices and 0.77 of codebooks."""
+    found = {row["format"]: row for row in vq_sizes.rows()}
+    paper = found["VQ4DiT, 2 bits"]
+    assert (paper["full_mib"], paper["as_counted_mib"], paper["as_counted_ratio"]) == (2553.35, 162.08, 15.75)
+    assert paper["parts_mib"] == {"codes": 159.47, "codebook": 0.77}
+    assert found["VQ4DiT, 3 bits"]["as_counted_mib"] == 241.14
+    assert all(row["checkpoint_mib"]["float16, embedders once"] > row["as_counted_mib"] for row in found.values())
+    assert "162.08 (15.75 times less)" in low_bit_tables.vq_sizes()
