@@ -58,17 +58,12 @@ def vq_sizes() -> str:
         held = ", ".join(f"{size:.0f}" for n, size in row.get("calibration_mib", {}).items() if n != "1")
         whole = [f"{row['checkpoint_mib'][kind]:.1f}" for kind in kinds]
         lines.append([row["format"], f"{row['bits_per_weight']:.4f}", counted, *whole, held])
-    header = [
-        "",
-        "true bits",
-        "as the paper counts",
-        *(f"all, rest in {kind}" for kind in kinds),
-        "calibration, n = 2, 3, 4",
-    ]
+    wholes = [f"all, rest in {kind}" for kind in kinds]
+    header = ["", "true bits", "as the paper counts", *wholes, "calibration, n = 2, 3, 4"]
     return table(header, lines) + (
-        f"\nMiB for {data['model']}: {data['rows'][0]['linears']} linears. The paper counts their codes, codebooks and biases "
-        f"against {data['rows'][0]['full_mib']:.2f} MiB of float32. Calibration: logits, squared gradients and candidates. By "
-        f"the formats' layouts, not from a file; `{data['command']}`.\n"
+        f"\nMiB for {data['model']}: {data['rows'][0]['linears']} linears. The paper counts their codes, codebooks and "
+        f"biases against {data['rows'][0]['full_mib']:.2f} MiB of float32. Calibration: logits, squared gradients and "
+        f"candidates. By the formats' layouts, not from a file; `{data['command']}`.\n"
     )
 
 
