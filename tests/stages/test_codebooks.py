@@ -111,6 +111,16 @@ def test_an_interrupted_calibration_goes_on_and_ends_the_same(after, tmp_path):
     assert jobs.same_tensors(again, whole)
 
 
+def test_what_was_interrupted_after_the_calibration_is_not_calibrated_further(tmp_path):
+    stage = Codebooks(**{**SHORT, "settled": 0.5, "share": 0.0, "finish": 1, "trajectories": 9})
+    store, reached = open_store(tmp_path / "out", {}, resume=False), []
+    whole = made(stage, store=store)
+    (store.folder / f"{LAYER}.safetensors").unlink()
+    again = made(stage, store=store, progress=lambda what, i, n: reached.append(i) if "assign" in what else None)
+    assert not reached
+    assert jobs.same_tensors(again, whole)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -142,7 +142,8 @@ class Codebooks:
         first, state = 0, MEASURED + f"{self.tag}.state"
         if job.store is not None and (kept := job.store.get(state)) is not None:
             first = lesson.resume(kept)
-        for number in range(first, self.trajectories):
+        over = first > 0 and lesson.finished(first - 1)
+        for number in range(first, first if over else self.trajectories):
             lesson.begin()
             course.follow(job, exact, number, lesson.learn)
             job.progress("calibrating assignments", number + 1, self.trajectories)
