@@ -72,7 +72,7 @@ def test_progress_counts_to_the_end():
 
 
 def test_unknown_stages_fields_and_values_are_named():
-    with pytest.raises(BadRecipe, match=r"unknown stage 'rtnn'; known are precompute, smooth, rotate"):
+    with pytest.raises(BadRecipe, match=r"unknown stage 'rtnn'; known are teacher, precompute, smooth, rotate"):
         stage_from("rtnn", {})
     with pytest.raises(BadRecipe, match=r"stage 'smooth' has no field 'alhpa'; its fields are alpha"):
         stage_from("smooth", {"alhpa": 1})
