@@ -17,7 +17,8 @@ from torch import Tensor
 
 from benchmarks.common import RESULTS, command_of, environment, write_result
 from dither.numerics import decode, encode, random_signs, rotate, stored_bits, unrotate
-from dither.spec import Codebook, Format, Gaussian, Int, Trellis
+from dither.recipes.vq4dit import WORDS
+from dither.spec import Format, Gaussian, Int, Trellis
 
 SHAPE = (256, 1024)
 FEW = 32
@@ -28,7 +29,7 @@ SOURCES = ("Gaussian", "Laplacian", "rotated")
 
 def formats(bits: int) -> Mapping[str, Format]:
     """Whatever stores a weight in about so many bits, by name; VQ4DiT's shapes at 2 and 3 bits."""
-    words = {2: Codebook(4, 256), 3: Codebook(2, 64), 4: Codebook(2, 256)}[bits]
+    words = WORDS[bits]
     return {
         "integers, a scale a row": Int(bits),
         "integers, groups of 64": Int(bits, symmetric=False, group=64),

@@ -8,7 +8,7 @@ Mean over the quantized linears. Lines are those of ``low_bit``.
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ import dither
 from benchmarks.common import RESULTS, command_of, environment, write_result
 from benchmarks.components import Line
 from benchmarks.low_bit import LINES
-from dither.calibrate import replay
+from dither.calibrate import observe
 from dither.inspection import stored_dtype
+from dither.models import Call
 from dither.nn import QLinear
 from dither.quantization import Calibration, denoiser_of, record_calls
 from dither.sources import open_source
@@ -31,15 +32,16 @@ CHOSEN = (
 
 
 class Moments:
-    """Mean and second moments of one layer's inputs."""
+    """Mean and second moments of one layer's inputs: a probe, in float64 and for no method's use."""
 
     def __init__(self) -> None:
         self.count = 0
         self.sum: Tensor | float = 0.0
         self.square: Tensor | float = 0.0
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        x = args[0].reshape(-1, args[0].shape[-1]).double()
+    def update(self, x: Tensor, rows: Tensor) -> None:
+        """Read inputs (..., K)."""
+        x = x.reshape(-1, x.shape[-1]).double()
         self.count += len(x)
         self.sum = self.sum + x.sum(0)
         self.square = self.square + x.T @ x
@@ -57,15 +59,12 @@ class Moments:
         return self.error(w, -(w @ (self.sum / self.count)))
 
 
-def watched(model: nn.Module, calls: Any) -> dict[str, Moments]:
+def watched(model: nn.Module, calls: Sequence[Call]) -> dict[str, Moments]:
     """Moments of every linear's inputs."""
     found = {name: Moments() for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-    handles = [model.get_submodule(name).register_forward_pre_hook(moments) for name, moments in found.items()]
-    for call in calls:
-        replay(model, call)
-    for handle in handles:
-        handle.remove()
-    return {name: moments for name, moments in found.items() if moments.count}
+    timeless = [torch.zeros(1, dtype=torch.long)] * len(calls)
+    observe(model, calls, {name: (moments,) for name, moments in found.items()}, timeless, lambda _: None)
+    return found
 
 
 def _parts(model: nn.Module, name: str) -> tuple[Tensor, Tensor]:

@@ -6,15 +6,15 @@ what follows add one component of ``dither`` each. See ``components`` for how a 
 share the rows.
 """
 
+import json
 import sys
 
 from benchmarks.components import Components, Line
+from dither.recipes.vq4dit import WORDS
 from dither.spec import Gaussian, to_json
 
 MODELS = ("zoo:fashion", "zoo:fashion-hard")
 WIDTHS = ("w2", "w3", "w4")
-WORDS = {"w2": Gaussian(4, 256), "w3": Gaussian(2, 64), "w4": Gaussian(2, 256)}
-"""Universal words, in the place of trellis codes."""
 ALONE = ("rotate=off", "gptq=off", "tune=off")
 GROUP = 64
 
@@ -27,8 +27,9 @@ def _with_modulation(name: str, recipe: str, bits: str, group: int = 0) -> Line:
 
 
 def _words(name: str, bits: str, *off: str) -> Line:
-    text = to_json(WORDS[bits])
-    fields = "{" + ", ".join(f'"{k}": "{v}"' if isinstance(v, str) else f'"{k}": {v}' for k, v in text.items()) + "}"
+    """Universal words, as long and as many as VQ4DiT's, in the place of trellis codes."""
+    words = WORDS[int(bits[1:])]
+    fields = json.dumps(to_json(Gaussian(words.dim, words.size)))
     return Line(name, "dither", (f"assign.weight={fields}", f"assign.adaln={fields}", *off), (bits,))
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from dither.numerics import fit_codebook
-from dither.numerics.gaussian import UNIT, WORDS
+from dither.numerics.deviation import UNIT
+from dither.numerics.gaussian import WORDS
 
 SETS = ((8, 256), (4, 256), (2, 64), (2, 256))
 SOURCE = 1 << 17

@@ -227,6 +227,15 @@ def _returning_memory(progress: Callable[[str, int, int], None]) -> Callable[[st
     return report
 
 
+@contextmanager
+def _calibrating() -> Iterator[None]:
+    """While inside, a BadValue says that it came of drawing for calibration."""
+    try:
+        yield
+    except BadValue as e:
+        raise BadValue(f"calibration: {e}") from None
+
+
 def calibration_calls(
     target: Any,
     how: Calibration,
@@ -244,10 +253,8 @@ def calibration_calls(
         if isinstance(target, nn.Module):
             raise BadValue("this recipe needs calibration data: give run=, a callable that samples with the model")
         labels = default_labels(target, how.samples, how.prompts)
-        try:
+        with _calibrating():
             sampler_for(target, how.steps, how.guidance)(labels, sample_seeds(seed, how.samples, calibration=True))
-        except BadValue as e:
-            raise BadValue(f"calibration: {e}") from None
 
     return lambda: record(model, run or draw, limit=how.calls, seed=seed)
 
@@ -302,10 +309,8 @@ def _drawn(
         labels = default_labels(target, start + what.samples, how.prompts)[start:]
         first = how.samples + _TRAJECTORIES + start
         seeds = sample_seeds(seed, first + what.samples, calibration=True)[first:]
-        try:
+        with _calibrating():
             sampler_for(target, what.steps, what.guidance, what.samples)(labels, seeds)
-        except BadValue as e:
-            raise BadValue(f"calibration: {e}") from None
 
 
 def _sampled(pipeline: DiffusionPipeline, how: Calibration) -> Sampling:

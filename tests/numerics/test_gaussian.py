@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dither.errors import BadFormat, BadValue
 from dither.numerics import decode, encode, gaussian_codes, stored_bits
-from dither.numerics.gaussian import UNIT, WORDS, encode_gaussian, gaussian_words
+from dither.numerics.deviation import UNIT
+from dither.numerics.gaussian import WORDS, encode_gaussian, gaussian_words
 from dither.spec import Gaussian
 
 SETS = [Gaussian(8, 256), Gaussian(4, 256), Gaussian(2, 64), Gaussian(2, 256)]

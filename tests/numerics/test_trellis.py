@@ -18,7 +18,8 @@ from dither.numerics import (
     trellis_codes,
     trellis_from_bits,
 )
-from dither.numerics.trellis import UNIT, trellis_values
+from dither.numerics.deviation import UNIT
+from dither.numerics.trellis import trellis_values
 from dither.spec import Trellis
 
 

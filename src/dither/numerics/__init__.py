@@ -22,6 +22,7 @@ from dither.numerics.codebook import (
     encode_codebook,
     fit_codebook,
     nearest_words,
+    sub_vectors,
     unpack_indices,
 )
 from dither.numerics.formats import Layout, decode, encode, layout, recode, stored_bits, validate
@@ -111,6 +112,7 @@ __all__ = [
     "rotate",
     "split_table",
     "stored_bits",
+    "sub_vectors",
     "table_fault",
     "table_layout",
     "to_codes",

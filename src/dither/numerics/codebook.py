@@ -13,13 +13,14 @@ word drawn so far (k-means++, Arthur and Vassilvitskii 2007), in at most 64 roun
 each word, drawn evenly, unless it is told to see all; the final assignment sees all of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from dither.errors import BadFormat
 from dither.numerics.checks import require_finite, require_matrix
+from dither.numerics.integer import divisor
 from dither.numerics.pack import pack, packed_width, unpack
 from dither.spec import Codebook
 
@@ -31,6 +32,7 @@ __all__ = [
     "fit_codebook",
     "nearest_words",
     "recode_codebook",
+    "sub_vectors",
     "unpack_indices",
 ]
 
@@ -78,9 +80,7 @@ def encode_codebook(
     require_finite(w)
     w = w.detach().float()
     scale = w.square().mean(1, keepdim=True).sqrt()  # (N, 1)
-    if fmt.row_scale:
-        w = w / torch.where(scale == 0, torch.inf, scale)
-    points = w.reshape(rows * vectors, fmt.dim)
+    points = sub_vectors(w, fmt, scale if fmt.row_scale else None)
     if codebook is None:
         weights = scale.square().expand(rows, vectors).flatten() if fmt.row_scale else torch.ones_like(points[:, 0])
         codebook = fit_codebook(points, weights, fmt.size, seed, iterations, sampled)
@@ -102,12 +102,13 @@ def decode_codebook(tensors: Mapping[str, Tensor], fmt: Codebook, shape: Sequenc
 
 def recode_codebook(w: Tensor, tensors: Mapping[str, Tensor], fmt: Codebook) -> dict[str, Tensor]:
     """The words nearest to w (N, K) under the scales that are stored."""
-    plain = w.float()
-    if fmt.row_scale:
-        scale = tensors["scale"].float()
-        plain = plain / torch.where(scale == 0, torch.inf, scale)
-    indices = assign(plain.reshape(-1, fmt.dim), tensors["codebook"].float())[0]
+    indices = assign(sub_vectors(w.float(), fmt, tensors.get("scale")), tensors["codebook"].float())[0]
     return {**tensors, "codes": pack(indices.view(len(w), -1), fmt.bits, signed=False)}
+
+
+def sub_vectors(w: Tensor, fmt: Codebook, scale: Tensor | None) -> Tensor:
+    """What words stand for, (V, d): the sub-vectors of w (N, K), each row by its scale (N, 1) where rows have one."""
+    return (w if scale is None else w / divisor(scale.float())).reshape(-1, fmt.dim)
 
 
 def unpack_indices(tensors: Mapping[str, Tensor], fmt: Codebook, count: int) -> Tensor:
@@ -117,12 +118,9 @@ def unpack_indices(tensors: Mapping[str, Tensor], fmt: Codebook, count: int) -> 
 
 def assign(points: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     """Nearest word of each point (P, d) in a codebook (k, d), in chunks: indices int64 (P,), squared distances (P,)."""
-    half = codebook.square().sum(1) / 2  # |p - c|^2 = |p|^2 - 2 (p.c - |c|^2 / 2)
     best, index = [], []
-    step = max(_CHUNK // len(codebook), 1)
-    for start in range(0, len(points), step):
-        part = points[start : start + step]  # (chunk, d)
-        score, i = torch.addmm(-half, part, codebook.T).max(1)
+    for part, scores in _scored(points, codebook):
+        score, i = scores.max(1)
         best.append((part.square().sum(1) - 2 * score).clamp(min=0.0))
         index.append(i)
     return torch.cat(index), torch.cat(best)
@@ -130,13 +128,19 @@ def assign(points: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
 
 def nearest_words(points: Tensor, codebook: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The ``count`` nearest words of each point (P, d), nearest first, in chunks: int64 and squared distances, (P, count)."""
+    best, index = [], []
+    for part, scores in _scored(points, codebook):
+        score, i = scores.topk(count, 1)
+        best.append((part.square().sum(1, keepdim=True) - 2 * score).clamp(min=0.0))
+        index.append(i)
+    return torch.cat(index), torch.cat(best)
+
+
+def _scored(points: Tensor, codebook: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Chunks of the points (c, d), each with p.c - |c|^2 / 2 (c, k): |p - c|^2 = |p|^2 - 2 (p.c - |c|^2 / 2)."""
     half = codebook.square().sum(1) / 2
-    found, distances = [], []
     for part in torch.split(points, max(_CHUNK // len(codebook), 1)):
-        score, index = torch.addmm(-half, part, codebook.T).topk(count, 1)
-        distances.append((part.square().sum(1, keepdim=True) - 2 * score).clamp(min=0.0))
-        found.append(index)
-    return torch.cat(found), torch.cat(distances)
+        yield part, torch.addmm(-half, part, codebook.T)
 
 
 def fit_codebook(

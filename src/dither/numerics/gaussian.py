@@ -4,8 +4,6 @@
 
 C (k, d) are the words of k-means on Gaussian sub-vectors of variance 1, as int8 of a 29th of a deviation. They are part of
 the format and nobody stores them; being integers, a kernel that reads them multiplies int8 by int8.
-
-The row's scale is refitted by least squares after the search, and rounded to what is stored.
 """
 
 import base64
@@ -20,12 +18,12 @@ from torch import Tensor
 from dither.errors import BadFormat
 from dither.numerics.checks import require_finite, require_matrix
 from dither.numerics.codebook import assign
+from dither.numerics.deviation import UNIT, evened, refitted, stored_scale
 from dither.numerics.integer import divisor
 from dither.numerics.pack import pack, packed_width, unpack
 from dither.spec import Gaussian
 
 __all__ = [
-    "UNIT",
     "WORDS",
     "decode_gaussian",
     "encode_gaussian",
@@ -38,8 +36,6 @@ __all__ = [
     "recode_gaussian",
 ]
 
-UNIT = 29
-"""Value of one standard deviation."""
 WORDS = Path(__file__).with_name("gaussian_words.json")
 """Made by ``training/gaussian_words.py``."""
 
@@ -65,10 +61,8 @@ def encode_gaussian(w: Tensor, fmt: Gaussian) -> dict[str, Tensor]:
     _vectors(count, fmt)
     require_finite(w)
     w = w.detach().float()
-    indices = gaussian_indices(w / divisor(w.square().mean(1, keepdim=True).sqrt()), fmt)
-    values = gaussian_values(indices, fmt)
-    best = (w * values).sum(1, keepdim=True) / values.square().sum(1, keepdim=True).clamp(min=1e-6)
-    return pack_gaussian(indices, best.clamp(min=0), fmt)
+    indices = gaussian_indices(evened(w), fmt)
+    return pack_gaussian(indices, refitted(w, gaussian_values(indices, fmt)), fmt)
 
 
 def gaussian_indices(x: Tensor, fmt: Gaussian) -> Tensor:
@@ -84,7 +78,7 @@ def gaussian_values(indices: Tensor, fmt: Gaussian) -> Tensor:
 
 def pack_gaussian(indices: Tensor, scale: Tensor, fmt: Gaussian) -> dict[str, Tensor]:
     """Stored tensors of chosen words (N, K / d) and of the deviation (N, 1) of each row."""
-    return {"codes": pack(indices, fmt.bits, signed=False), "scale": (scale / UNIT).bfloat16()}
+    return {"codes": pack(indices, fmt.bits, signed=False), "scale": stored_scale(scale)}
 
 
 def recode_gaussian(w: Tensor, tensors: Mapping[str, Tensor], fmt: Gaussian) -> dict[str, Tensor]:

@@ -11,8 +11,6 @@ so that neighbours share all but k bits of their windows, and which values may f
 ``values`` are the 2^L quantiles of a Gaussian in the order of a hash of the window, as int8 of a 29th of its deviation.
 They are no parameters, and integers: a kernel that reads them multiplies int8 by int8. Rounding them adds 1e-4 to the squared
 error of a weight of variance 1, which is to be seen beside 4^-k, what no code of any length can go below.
-
-The row's scale is refitted by least squares after the search. It is bfloat16: what is searched is what is stored.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,12 +21,12 @@ from torch import Tensor
 
 from dither.errors import BadFormat
 from dither.numerics.checks import require_finite, require_matrix
+from dither.numerics.deviation import UNIT, evened, refitted, stored_scale
 from dither.numerics.integer import divisor
 from dither.numerics.pack import pack, packed_width, unpack
 from dither.spec import Trellis
 
 __all__ = [
-    "UNIT",
     "decode_trellis",
     "encode_trellis",
     "pack_trellis",
@@ -40,8 +38,6 @@ __all__ = [
     "trellis_values",
 ]
 
-UNIT = 29
-"""Value of one standard deviation; the largest of 2^16 quantiles is 125."""
 _MULTIPLIER = 2654435761  # odd: a bijection of every ring of 2^L; Knuth's choice for multiplicative hashing
 _HELD = 1 << 25  # bytes of costs at a time: those of a step then fit into the caches
 
@@ -66,11 +62,9 @@ def encode_trellis(w: Tensor, fmt: Trellis) -> dict[str, Tensor]:
     _tiles(fmt, w.shape)
     require_finite(w)
     w = w.detach().float()
-    scale = w.square().mean(1, keepdim=True).sqrt()  # (N, 1)
-    bits = trellis_bits(w / divisor(scale), fmt)
+    bits = trellis_bits(evened(w), fmt)
     values = trellis_from_bits(bits, fmt, w.shape)
-    best = (w * values).sum(1, keepdim=True) / values.square().sum(1, keepdim=True).clamp(min=1e-6)
-    return pack_trellis(bits, best.clamp(min=0), fmt, w.shape)
+    return pack_trellis(bits, refitted(w, values), fmt, w.shape)
 
 
 def trellis_bits(x: Tensor, fmt: Trellis) -> Tensor:
@@ -86,7 +80,7 @@ def trellis_from_bits(bits: Tensor, fmt: Trellis, shape: Sequence[int]) -> Tenso
 def pack_trellis(bits: Tensor, scale: Tensor, fmt: Trellis, shape: Sequence[int]) -> dict[str, Tensor]:
     """Stored tensors of chosen bits (S, T) and of the deviation (N, 1) of each row."""
     strips, _ = _tiles(fmt, shape)
-    return {"codes": pack(bits.reshape(strips, -1), fmt.bits, signed=False), "scale": (scale / UNIT).bfloat16()}
+    return {"codes": pack(bits.reshape(strips, -1), fmt.bits, signed=False), "scale": stored_scale(scale)}
 
 
 def recode_trellis(w: Tensor, tensors: Mapping[str, Tensor], fmt: Trellis) -> dict[str, Tensor]:

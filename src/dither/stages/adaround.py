@@ -30,6 +30,7 @@ from dither.numerics import Table, dynamic_grid, unpack_int
 from dither.spec import Int
 from dither.stages.alignment import drawn, provisional
 from dither.stages.base import MEASURED, Job, Phase
+from dither.stages.bounds import check_bounds
 from dither.stages.building import dense_of
 from dither.stages.effects import alike, row_weights
 from dither.stages.learned_steps import LearnedSteps
@@ -118,15 +119,13 @@ class AdaRound:
                 job.progress(WHAT, turn * len(parts) + i + 1, self.rounds * len(parts))
 
     def _check(self) -> None:
-        for field, value, low, high in (
-            ("iterations", self.iterations, 1, 10**7), ("batch", self.batch, 1, 1 << 20), ("lr", self.lr, 1e-9, 10),
-            ("regularizer", self.regularizer, 0, 1e6), ("warm_up", self.warm_up, 0, 1), ("begin", self.begin, 1, 1000),
-            ("end", self.end, 1, 1000), ("power", self.power, 1, 10), ("act_lr", self.act_lr, 1e-9, 10),
-            ("act_after", self.act_after, 0, 10**7), ("act_power", self.act_power, 1, 10),
-            ("samples", self.samples, 1, 10**9), ("rounds", self.rounds, 1, 100), ("again", self.again, 1, 10**7),
-        ):  # fmt: skip
-            if not low <= value <= high:
-                raise BadRecipe(f"adaround.{field} {value:g}: must lie in [{low:g}, {high:g}]")
+        bounds: dict[str, tuple[float, float]] = {
+            "iterations": (1, 10**7), "batch": (1, 1 << 20), "lr": (1e-9, 10), "regularizer": (0, 1e6),
+            "warm_up": (0, 1), "begin": (1, 1000), "end": (1, 1000), "power": (1, 10), "act_lr": (1e-9, 10),
+            "act_after": (0, 10**7), "act_power": (1, 10), "samples": (1, 10**9), "rounds": (1, 100),
+            "again": (1, 10**7),
+        }  # fmt: skip
+        check_bounds(self.tag, self, bounds)
         if self.act_after and not self.act:
             raise BadRecipe(f"adaround.act_after {self.act_after}: adaround.act false learns no steps")
 

@@ -26,12 +26,13 @@ from dither.errors import BadRecipe
 from dither.models.base import linear_at
 from dither.numerics import encode_codebook
 from dither.spec import Codebook
-from dither.stages.base import MEASURED, Job, Phase
+from dither.stages.base import Job, Phase
+from dither.stages.bounds import check_bounds
 from dither.stages.following import Course
 from dither.stages.meanwhile import instead, still
 from dither.stages.parts import full_precision
 from dither.stages.soft_codes import SoftCodes
-from dither.stages.student import Student, restore, snapshot
+from dither.stages.student import Diary, Student
 
 __all__ = ["Codebooks"]
 
@@ -102,7 +103,7 @@ class Codebooks:
         if job.lacks(names):
             exact = full_precision(job, job.model) if job.exact is None else job.exact
             students = {name: self._student(job, name) for name in names}
-            with still(job.model), instead(job.model, students), torch.enable_grad():
+            with still(job.model), instead(job.model, students):
                 self._learn(job, course, exact, students)
             made = {name: student.tensors() for name, student in students.items()}
         for name in names:
@@ -111,16 +112,13 @@ class Codebooks:
             memory.set_aside(dense)
 
     def _check(self) -> Course:
-        for field, value, low, high in (
-            ("candidates", self.candidates, 1, 65536), ("iterations", self.iterations, 1, 10**6),
-            ("trajectories", self.trajectories, 1, 10**6), ("finish", self.finish, 0, 10**6),
-            ("settled", self.settled, 0.5, 1), ("share", self.share, 0, 1), ("threshold", self.threshold, 0, 1),
-            ("block_weight", self.block_weight, 0, 1e9), ("ratio_weight", self.ratio_weight, 0, 1e9),
-            ("lr_words", self.lr_words, 0, 10), ("lr_bias", self.lr_bias, 0, 10), ("lr_ratios", self.lr_ratios, 0, 10),
-            ("keep", self.keep, 1, 10**6),
-        ):  # fmt: skip
-            if not low <= value <= high:
-                raise BadRecipe(f"{self.tag}.{field} {value:g}: must lie in [{low:g}, {high:g}]")
+        bounds: dict[str, tuple[float, float]] = {
+            "candidates": (1, 65536), "iterations": (1, 10**6), "trajectories": (1, 10**6), "finish": (0, 10**6),
+            "settled": (0.5, 1), "share": (0, 1), "threshold": (0, 1), "block_weight": (0, 1e9),
+            "ratio_weight": (0, 1e9), "lr_words": (0, 10), "lr_bias": (0, 10), "lr_ratios": (0, 10),
+            "keep": (1, 10**6),
+        }  # fmt: skip
+        check_bounds(self.tag, self, bounds)
         course = Course(self.tag, self.samples, self.steps, self.guidance)
         course.check()
         return course
@@ -139,17 +137,15 @@ class Codebooks:
     def _learn(self, job: Job, course: Course, exact: nn.Module, students: Mapping[str, Student]) -> None:
         """Until all is made and finished, or trajectories are at an end."""
         lesson = _Lesson(self, job, students)
-        first, state = 0, MEASURED + f"{self.tag}.state"
-        if job.store is not None and (kept := job.store.get(state)) is not None:
-            first = lesson.resume(kept)
+        first = lesson.resume()
         over = first > 0 and lesson.finished(first - 1)
         for number in range(first, first if over else self.trajectories):
             lesson.begin()
             course.follow(job, exact, number, lesson.learn)
             job.progress("calibrating assignments", number + 1, self.trajectories)
             last = number + 1 == self.trajectories or lesson.finished(number)
-            if job.store is not None and (last or (number + 1) % self.keep == 0):
-                job.store.put(state, lesson.kept(number + 1))
+            if last or (number + 1) % self.keep == 0:
+                lesson.keep(number + 1)
             if last:
                 break
         lesson.harden(list(students))
@@ -165,6 +161,7 @@ class _Lesson:
             assert isinstance(student.learned, SoftCodes)
             self.codes[name] = student.learned
         self.optimizer = torch.optim.RMSprop(self._groups(), alpha=DECAY)
+        self.diary = Diary(job, stage.tag, students, self.optimizer)
         self.least = float("inf")
         self.hard_since: int | None = None
         self._own_words()
@@ -221,18 +218,16 @@ class _Lesson:
             self.hard_since = number
         return number - self.hard_since >= self.stage.finish
 
-    def kept(self, trajectories: int) -> dict[str, Tensor]:
-        """A state that an interrupted run can go on from."""
-        counts = torch.tensor([trajectories, -1 if self.hard_since is None else self.hard_since])
-        return {**snapshot(self.students, self.optimizer), "counts": counts}
+    def keep(self, trajectories: int) -> None:
+        """Keep a state that an interrupted run can go on from."""
+        self.diary.write(trajectories, -1 if self.hard_since is None else self.hard_since)
 
-    def resume(self, kept: Mapping[str, Tensor]) -> int:
-        """Go on from a state; how many trajectories came before."""
-        restore(kept, self.students, self.optimizer)
-        done, since = kept["counts"].tolist()
+    def resume(self) -> int:
+        """Go on from what is kept; how many trajectories came before."""
+        done, since = self.diary.read() or (0, -1)
         self.hard_since = None if since < 0 else since
         self._own_words()
-        return int(done)
+        return done
 
     def _own_words(self) -> None:
         """Words learn from the beginning, or when their layer's assignments are made."""

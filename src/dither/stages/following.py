@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dither.errors import BadModel, BadRecipe, BadValue
+from dither.errors import BadModel, BadValue
 from dither.models.base import Call
 from dither.stages.base import Job
+from dither.stages.bounds import check_bounds
 from dither.stages.minibatches import leaves
 from dither.stages.needs import Trajectory
 
@@ -54,12 +55,10 @@ class Course:
 
     def check(self) -> None:
         """BadRecipe names a field that makes no sense."""
-        for field, value, low, high in (
-            ("samples", self.samples, 1, 10**6), ("steps", self.steps, 1, 10**6), ("guidance", self.guidance, 0, 1000),
-            ("output", self.output, 0, 1e6), ("own", self.own, 0, 1),
-        ):  # fmt: skip
-            if not low <= value <= high:
-                raise BadRecipe(f"{self.stage}.{field} {value:g}: must lie in [{low:g}, {high:g}]")
+        bounds: dict[str, tuple[float, float]] = {
+            "samples": (1, 10**6), "steps": (1, 10**6), "guidance": (0, 1000), "output": (0, 1e6), "own": (0, 1),
+        }  # fmt: skip
+        check_bounds(self.stage, self, bounds)
 
     def follow(self, job: Job, exact: nn.Module, number: int, learn: Callable[[Tensor], None]) -> None:
         """One trajectory.

@@ -25,6 +25,7 @@ from dither.models.base import linear_at
 from dither.numerics import dynamic_grid, from_codes, pack_int
 from dither.spec import PER_TENSOR, Int
 from dither.stages.base import Job, Phase
+from dither.stages.bounds import check_bounds
 from dither.stages.clip import MOST_STEPS, search_range
 from dither.stages.columns import factor, round_columns
 from dither.stages.hessian import Gather, Moments, chunks
@@ -103,12 +104,11 @@ class Gptq:
                 job.progress(WHAT, done, len(names))
 
     def _check(self) -> Gather:
-        for field, value, low, high in (
-            ("damp", self.damp, 0, 1), ("block", self.block, 1, 1 << 20), ("clip", self.clip, 1, MOST_STEPS),
-            ("smallest", self.smallest, 1e-6, 1), ("power", self.power, 1e-6, 100), ("memory", self.memory, 1e-3, 1e6),
-        ):  # fmt: skip
-            if not low <= value <= high:
-                raise BadRecipe(f"gptq.{field} {value:g}: must lie in [{low:g}, {high:g}]")
+        bounds: dict[str, tuple[float, float]] = {
+            "damp": (0, 1), "block": (1, 1 << 20), "clip": (1, MOST_STEPS), "smallest": (1e-6, 1),
+            "power": (1e-6, 100), "memory": (1e-3, 1e6),
+        }  # fmt: skip
+        check_bounds(self.tag, self, bounds)
         found = Gather(self.tag, self.quantized_inputs, self.time_weights, self.rows, self.levels)
         found.check()
         return found

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dither.numerics import nearest_words, pack, unpack_indices
+from dither.numerics import nearest_words, pack, sub_vectors, unpack_indices
 from dither.spec import Codebook
 
 __all__ = ["SoftCodes"]
@@ -43,8 +43,7 @@ class SoftCodes:
         self.logits: nn.Parameter | None = None
         self.settled: Tensor | None = None
         if candidates > 1:
-            plain = w if self.scale is None else w / torch.where(self.scale == 0, torch.inf, self.scale)
-            found, distance = nearest_words(plain.reshape(-1, fmt.dim), self.words.detach(), candidates)
+            found, distance = nearest_words(sub_vectors(w, fmt, self.scale), self.words.detach(), candidates)
             self.candidates = found.to(torch.uint8 if fmt.size <= 1 << 8 else torch.int32)  # (V, n)
             last = distance[:, -1:].sqrt()
             start = torch.log(last / (distance.sqrt() + NEAR) + NEAR) if inverse else torch.zeros_like(distance)

@@ -26,24 +26,27 @@ class Straight:
         tensors: stored ones.
         shape: (N, K).
         trust: how far u may go, in root mean squares of its row.
+        codes: they are tuned too; otherwise there is no u.
     """
 
-    def __init__(self, fmt: Format, tensors: Mapping[str, Tensor], shape: tuple[int, int], trust: float) -> None:
+    def __init__(
+        self, fmt: Format, tensors: Mapping[str, Tensor], shape: tuple[int, int], trust: float, codes: bool = True
+    ) -> None:
         self.fmt, self.tensors, self.trust, self.shape = fmt, dict(tensors), trust, shape
-        self.rounded = decode(self.tensors, fmt, shape)  # (N, K)
-        self.start = self.rounded.clone()
+        self.rounded = self.start = decode(self.tensors, fmt, shape)  # (N, K)
         self.unit = self.rounded.square().mean(1, keepdim=True).sqrt()  # (N, 1)
-        self.moved = nn.Parameter(torch.zeros_like(self.rounded))
+        self.moved = nn.Parameter(torch.zeros_like(self.rounded)) if codes else None
         self.log = nn.Parameter(torch.zeros_like(self.tensors["scale"].float())) if "scale" in tensors else None
         self.words = nn.Parameter(tensors["codebook"].float().clone()) if isinstance(fmt, Codebook) else None
 
     def value(self) -> Tensor:
         """(N, K) float32."""
-        rounded = self.rounded
+        w = self.rounded
         if self.words is not None:
-            rounded = decode({**self.tensors, "codebook": self.words}, self.fmt, self.shape)
-        u = self.moved * self.unit
-        w = rounded + u - u.detach()
+            w = decode({**self.tensors, "codebook": self.words}, self.fmt, self.shape)
+        if self.moved is not None:
+            u = self.moved * self.unit
+            w = w + u - u.detach()
         if self.log is None:
             return w
         rows, groups = self.log.shape
@@ -52,7 +55,9 @@ class Straight:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """The codes nearest to u."""
+        """The codes nearest to u, where they are tuned."""
+        if self.moved is None:
+            return
         self.moved.clamp_(-self.trust, self.trust)
         if self.words is not None:
             self.tensors["codebook"] = self.words.detach().clone()
@@ -71,18 +76,18 @@ class Straight:
 
     def state(self) -> dict[str, Tensor]:
         """All that changes."""
-        out: dict[str, Tensor] = {**{f"stored.{k}": t for k, t in self.tensors.items()}, "moved": self.moved}
-        for key, tensor in (("log", self.log), ("words", self.words)):
-            if tensor is not None:
-                out[key] = tensor
-        return out
+        return {**{f"stored.{k}": t for k, t in self.tensors.items()}, **self.learning()}
+
+    def learning(self) -> dict[str, nn.Parameter]:
+        """``moved``, ``log`` and ``words``, as far as there are any."""
+        found = {"moved": self.moved, "log": self.log, "words": self.words}
+        return {key: tensor for key, tensor in found.items() if tensor is not None}
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a state."""
-        device = self.moved.device
+        device = self.rounded.device
         self.tensors = {k.removeprefix("stored."): t.to(device) for k, t in state.items() if k.startswith("stored.")}
         self.rounded = decode(self.tensors, self.fmt, self.shape)
-        for key, tensor in (("moved", self.moved), ("log", self.log), ("words", self.words)):
-            if tensor is not None:
-                tensor.copy_(state[key])
+        for key, tensor in self.learning().items():
+            tensor.copy_(state[key])

@@ -1,6 +1,7 @@
 """A linear's place holder while what it will store is learned along trajectories, and what an interrupted run keeps of it."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -8,11 +9,12 @@ from torch import Tensor, nn
 
 from dither.errors import BadCheckpoint
 from dither.spec import LinearSpec
+from dither.stages.base import MEASURED, Job
 from dither.stages.given_weight import GivenWeight
 
-__all__ = ["Learned", "Student", "restore", "snapshot"]
+__all__ = ["Diary", "Learned", "Student"]
 
-OPTIMIZER = "optimizer"
+COUNTS, OPTIMIZER = "counts", "optimizer"
 
 
 class Learned(Protocol):
@@ -58,7 +60,43 @@ class Student(nn.Module):
         return made if self.bias is None else {**made, "bias": self.bias.detach()}
 
 
-def snapshot(students: Mapping[str, Student], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Diary:
+    """The state that an interrupted run goes on from, in the job's store.
+
+    Args:
+        job: whose store it is in; a job without one keeps nothing.
+        stage: its tag.
+        students: which learn.
+        optimizer: of all that they learn.
+    """
+
+    job: Job
+    stage: str
+    students: Mapping[str, Student]
+    optimizer: torch.optim.Optimizer
+
+    def read(self) -> list[int] | None:
+        """Go on from what is kept; the counts that were kept with it. None: there is nothing."""
+        kept = None if self.job.store is None else self.job.store.get(self._name)
+        if kept is None:
+            return None
+        _restore(kept, self.students, self.optimizer)
+        counts: list[int] = kept[COUNTS].tolist()
+        return counts
+
+    def write(self, *counts: int) -> None:
+        """Keep the state as it now is, and some numbers."""
+        if self.job.store is not None:
+            state = _snapshot(self.students, self.optimizer)
+            self.job.store.put(self._name, {**state, COUNTS: torch.tensor(counts)})
+
+    @property
+    def _name(self) -> str:
+        return f"{MEASURED}{self.stage}.state"
+
+
+def _snapshot(students: Mapping[str, Student], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """All that an interrupted run needs to go on, copied."""
     out: dict[str, Tensor] = {}
     for name, student in students.items():
@@ -70,7 +108,7 @@ def snapshot(students: Mapping[str, Student], optimizer: torch.optim.Optimizer) 
     return {key: tensor.detach().cpu().clone() for key, tensor in out.items()}
 
 
-def restore(kept: Mapping[str, Tensor], students: Mapping[str, Student], optimizer: torch.optim.Optimizer) -> None:
+def _restore(kept: Mapping[str, Tensor], students: Mapping[str, Student], optimizer: torch.optim.Optimizer) -> None:
     """Go on from a snapshot. BadCheckpoint if it is one of other layers."""
     for name, student in students.items():
         head = f"{name}/"

@@ -6,7 +6,8 @@ Straight through the rounding (PV-tuning, arXiv 2405.14852, is the thorough trea
 that fall to 0 by a cosine, one step a call. Comes after the stage that rounds, and needs ``teacher`` before it. Layers whose
 codes change over time are left alone.
 
-Memory beyond both models: for each weight 6 values in float32 (u, where it began, what is rounded, Adam's two, a gradient).
+Memory beyond both models, in float32 for each weight: what is rounded and a gradient; where codes are tuned also u, where it
+began, and Adam's two.
 """
 
 import math
@@ -23,10 +24,11 @@ from dither.models.base import linear_at
 from dither.nn import QLinear
 from dither.stages.alignment import provisional
 from dither.stages.base import MEASURED, Job, Phase
+from dither.stages.bounds import check_bounds
 from dither.stages.following import Course
 from dither.stages.meanwhile import instead, still
 from dither.stages.straight import Straight
-from dither.stages.student import Student, restore, snapshot
+from dither.stages.student import Diary, Student
 
 __all__ = ["Tune"]
 
@@ -91,13 +93,11 @@ class Tune:
             provisional(job, name, kept, {f"act_{key}": tensor for key, tensor in layer.stored("act").items()})
 
     def _check(self) -> Course:
-        for field, value, low, high in (
-            ("trajectories", self.trajectories, 1, 10**6), ("lr", self.lr, 0, 10), ("lr_scale", self.lr_scale, 0, 10),
-            ("lr_words", self.lr_words, 0, 10), ("lr_bias", self.lr_bias, 0, 10), ("trust", self.trust, 0, 1e6),
-            ("refresh", self.refresh, 1, 10**6), ("keep", self.keep, 1, 10**6),
-        ):  # fmt: skip
-            if not low <= value <= high:
-                raise BadRecipe(f"{self.tag}.{field} {value:g}: must lie in [{low:g}, {high:g}]")
+        bounds: dict[str, tuple[float, float]] = {
+            "trajectories": (1, 10**6), "lr": (0, 10), "lr_scale": (0, 10), "lr_words": (0, 10),
+            "lr_bias": (0, 10), "trust": (0, 1e6), "refresh": (1, 10**6), "keep": (1, 10**6),
+        }  # fmt: skip
+        check_bounds(self.tag, self, bounds)
         course = Course(self.tag, self.samples, self.steps, self.guidance, self.output, True, self.own)
         course.check()
         return course
@@ -105,41 +105,42 @@ class Tune:
     def _student(self, job: Job, name: str, layer: QLinear) -> Student:
         fmt = layer.spec.weight
         assert fmt is not None
-        learned = Straight(fmt, layer.stored(), layer.shape, self.trust)
+        learned = Straight(fmt, layer.stored(), layer.shape, self.trust, codes=self.lr > 0)
         return Student(layer, job.specs[name], learned, layer.bias)
 
     def _learn(self, job: Job, course: Course, exact: nn.Module, students: Mapping[str, Student]) -> None:
         learned = [s.learned for s in students.values() if isinstance(s.learned, Straight)]
         chosen = (
-            ([w.moved for w in learned], self.lr),
+            ([w.moved for w in learned if w.moved is not None], self.lr),
             ([w.log for w in learned if w.log is not None], self.lr_scale),
             ([w.words for w in learned if w.words is not None], self.lr_words),
             ([s.bias for s in students.values() if s.bias is not None], self.lr_bias),
         )
-        rates = [lr for tensors, lr in chosen if tensors and lr]
-        optimizer = torch.optim.Adam([{"params": tensors, "lr": lr} for tensors, lr in chosen if tensors and lr])
-        state, step, first = MEASURED + f"{self.tag}.state", 0, 0
-        if job.store is not None and (kept := job.store.get(state)) is not None:
-            restore(kept, students, optimizer)
-            first, step = kept["counts"].tolist()
+        optimizer = torch.optim.Adam(
+            [{"params": tensors, "lr": lr, "first": lr} for tensors, lr in chosen if tensors and lr]
+        )
+        diary = Diary(job, self.tag, students, optimizer)
+        first, step = diary.read() or (0, 0)
         total = self.trajectories * self.steps
+
+        def refresh() -> None:
+            for weight in learned:
+                weight.refresh()
 
         def learn(error: Tensor) -> None:
             nonlocal step
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * (1 + math.cos(math.pi * min(step / total, 1))) / 2
+            for group in optimizer.param_groups:
+                group["lr"] = group["first"] * (1 + math.cos(math.pi * min(step / total, 1))) / 2
             optimizer.zero_grad()
             error.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             step += 1
-            if self.lr and step % self.refresh == 0:
-                for weight in learned:
-                    weight.refresh()
+            if step % self.refresh == 0:
+                refresh()
 
         for number in range(first, self.trajectories):
             course.follow(job, exact, number, learn)
             job.progress("tuning", number + 1, self.trajectories)
-            if job.store is not None and (number + 1) % self.keep == 0:
-                job.store.put(state, {**snapshot(students, optimizer), "counts": torch.tensor([number + 1, step])})
-        for weight in learned if self.lr else ():
-            weight.refresh()
+            if (number + 1) % self.keep == 0:
+                diary.write(number + 1, step)
+        refresh()
