@@ -126,6 +126,18 @@ def test_a_timestep_table_is_told_in_place_of_its_embedder():
     assert estimate(dense, rows_of(dense), torch.float32)["file_bytes"] - expected == 4 * (2 * embedder - 1600)
 
 
+def test_what_shares_the_parameters_of_others_is_told_and_not_counted():
+    first, second = (f"transformer_blocks.{i}.norm1.emb.class_embedder.embedding_table" for i in range(2))
+    layers = {"transformer_blocks.0.attn1.to_q": tiny.W8A8}
+    model, dense = tiny.stamped_dit(Plan(layers, shared={second: first})), tiny.stamped_dit(Plan(layers))
+    rows = rows_of(model)
+    assert [r for r in rows if r["kind"] == "shared"] == rows[-1:]
+    assert (rows[-1]["name"], rows[-1]["reason"]) == (second, "stored once with others that are equal")
+    sizes = [estimate(m, rows_of(m), torch.float32)["file_bytes"] for m in (model, dense)]
+    assert sizes[1] - sizes[0] == 4 * 11 * 16
+    assert estimate(dense, rows_of(dense), torch.float32, {second: first})["file_bytes"] == sizes[0]
+
+
 # --- widths that change with the noise level
 
 

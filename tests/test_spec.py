@@ -72,6 +72,7 @@ EVERY = [
     TableSpec(1000),
     TableSpec(4, "a.emb"),
     Plan(timesteps={"a.emb": TableSpec(4), "b.emb": TableSpec(4, "a.emb")}),
+    Plan(shared={"b.emb": "a.emb"}),
 ]
 
 ints = st.builds(Int, st.integers(1, 8), st.booleans(), st.integers(-1, 256))
@@ -220,6 +221,10 @@ def test_foreign_json_is_refused(data: Any, message: str) -> None:
         lambda: TableSpec(0),
         lambda: TableSpec(10**6),
         lambda: Plan(timesteps={"a": TableSpec(4, "b")}),
+        lambda: Plan(shared={"a": "a"}),
+        lambda: Plan(shared={"a": "b", "b": "c"}),
+        lambda: Plan({"b": LinearSpec()}, shared={"a": "b"}),
+        lambda: Plan({"a": LinearSpec()}, shared={"a": "b"}),
         lambda: Plan(timesteps={"a": TableSpec(4, "a")}),
         lambda: Plan(timesteps={"a": TableSpec(4, "b"), "b": TableSpec(5)}),
         lambda: Plan(timesteps={"a": TableSpec(4, "b"), "b": TableSpec(4, "c"), "c": TableSpec(4)}),

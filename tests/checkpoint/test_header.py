@@ -99,6 +99,10 @@ BAD_HEADERS = {
     "a bare view": (changed(specs=[{"kind": "view", "bits": 4}], layers={}), "spec 0"),
     "attention type": (changed(attention=[]), "'attention'"),
     "timesteps type": (changed(timesteps=[]), "'timesteps'"),
+    "shared type": (changed(shared=[]), "'shared'"),
+    "shared name": (changed(shared={"emb": 3}), "shared"),
+    "shared with itself": (changed(shared={"emb": "emb"}), "'emb' shares the parameters of 'emb'"),
+    "shared with a packed layer": (changed(shared={"emb": "first"}), "'emb' shares the parameters of 'first'"),
     "a linear as an attention": (changed(attention={"first": 0}), "'first' spec 0, which is not of kind 'attention'"),
     "a linear as a table": (changed(timesteps={"first": 0}), "'first' spec 0, which is not of kind 'table'"),
     "a table as a linear": (

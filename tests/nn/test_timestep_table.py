@@ -8,7 +8,7 @@ import tiny
 import torch
 
 from dither.errors import BadCheckpoint, BadModel, BadValue
-from dither.nn import BorrowedTable, TimestepTable, embedding_width, install, put_table, timestep_tables
+from dither.nn import Borrowed, TimestepTable, embedding_width, install, put_table, timestep_tables
 from dither.spec import Plan, TableSpec
 
 FIRST, SECOND = (f"transformer_blocks.{i}.norm1.emb" for i in range(2))
@@ -19,7 +19,7 @@ def table(dtype: torch.dtype = torch.float32) -> TimestepTable:
     return TimestepTable(1000, 3).load(torch.arange(3000.0).view(1000, 3).to(dtype))
 
 
-def table_at(model: torch.nn.Module, name: str) -> TimestepTable | BorrowedTable:
+def table_at(model: torch.nn.Module, name: str) -> TimestepTable | Borrowed:
     return model.get_submodule(name).time_proj
 
 
@@ -103,11 +103,11 @@ def test_a_table_is_stored_once_for_all_that_read_it():
     names = [name for name in model.state_dict() if "emb." in name and "class_embedder" not in name]
     assert names == [f"{FIRST}.time_proj.table"]
     borrowed = table_at(model, SECOND)
-    assert isinstance(borrowed, BorrowedTable)
+    assert isinstance(borrowed, Borrowed)
     steps = torch.tensor([3, 19])
     assert torch.equal(borrowed(steps), table_at(model, FIRST)(steps))
     assert timestep_tables(model) == SHARED
-    assert "same_as=" + FIRST in repr(borrowed)
+    assert f"same_as={FIRST}.time_proj" in repr(borrowed)
     assert "rows=20, width=16" in repr(table_at(model, FIRST))
 
 

@@ -28,7 +28,17 @@ from dither.checkpoint.files import (
 )
 from dither.checkpoint.header import METHOD, Header, attach, config_of, header_from, header_of, plan_digest
 from dither.errors import BadCheckpoint, DitherError
-from dither.nn import QAttention, QLinear, Read, TimedLinear, ViewedLinear, attention_tensors, install, timestep_tables
+from dither.nn import (
+    QAttention,
+    QLinear,
+    Read,
+    TimedLinear,
+    ViewedLinear,
+    attention_tensors,
+    install,
+    shared_modules,
+    timestep_tables,
+)
 from dither.spec import Plan, Spec, Timed
 
 __all__ = [
@@ -181,6 +191,8 @@ def check_installed(model: nn.Module, plan: Plan) -> None:
     tables = timestep_tables(model)
     if odd := sorted(name for name in {**tables, **plan.timesteps} if tables.get(name) != plan.timesteps.get(name)):
         raise DitherError(f"the timestep embedder '{odd[0]}' is not what the plan says")
+    if odd := sorted(name for name, _ in shared_modules(model).items() ^ plan.shared.items()):
+        raise DitherError(f"the plan and the model do not agree on whose parameters '{odd[0]}' reads")
     several = [f"{name}." for name, m in modules.items() if isinstance(m, TimedLinear | ViewedLinear)]
     for name, module in modules.items():
         if _spec_of(module) is not None and name not in plan.layers and not name.startswith(tuple(several)):

@@ -19,6 +19,7 @@ from dither.checkpoint.header import plan_digest
 from dither.errors import BadCheckpoint, BadFormat, BadModel
 from dither.nn import (
     EMBEDDER,
+    Borrowed,
     attention_layout,
     attention_tensors,
     embedding_width,
@@ -101,7 +102,17 @@ def expected_tensors(model: nn.Module, plan: Plan) -> Expected:
         head = attention_tensors(name)
         out = {k: v for k, v in out.items() if not k.startswith(head)}
         out |= {f"{head}{key}": entry for key, entry in _attention_layout(name, attention, module, plan).items()}
-    return _with_tables(out, modules, plan)
+    return _with_shared(_with_tables(out, modules, plan), modules, plan)
+
+
+def _with_shared(expected: Expected, modules: Mapping[str, nn.Module], plan: Plan) -> Expected:
+    """The same without the parameters of modules that read those of others."""
+    for name, owner in plan.shared.items():
+        for part in (name, owner):
+            if not any(key.startswith(f"{part}.") for key in expected) and not isinstance(modules.get(part), Borrowed):
+                raise BadCheckpoint(f"the plan shares parameters of '{part}', which has none")
+    heads = tuple(f"{name}." for name in plan.shared)
+    return {k: v for k, v in expected.items() if not k.startswith(heads)} if heads else expected
 
 
 def _with_tables(expected: Expected, modules: Mapping[str, nn.Module], plan: Plan) -> Expected:

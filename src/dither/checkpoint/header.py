@@ -2,7 +2,8 @@
 
 It lies in ``config.json`` as plain JSON. Layers of one spec share one entry, so that it stays small for any model. Quantized
 attentions are named beside them (``"attention": {"blocks.0.attn": 1, ...}``), and timestep embedders that became tables
-(``"timesteps": {"blocks.0.emb": 2, ...}``), where there are any:
+(``"timesteps": {"blocks.0.emb": 2, ...}``), and modules that share the parameters of others
+(``"shared": {"blocks.1.emb.table": "blocks.0.emb.table", ...}``), where there are any:
 
     {"quant_method": "dither", "version": 1, "dither": "0.1.0", "recipe": {...} | null,
      "plan": {"specs": [{"kind": "linear", ...}, ...], "layers": {"blocks.0.fc": 0, ...}, "time_edges": [], "branches": 1}}
@@ -27,6 +28,7 @@ FORMAT = 1
 """Version of the layout on disk. Other versions are refused, never guessed at."""
 _FIELDS = {"quant_method", "version", "dither", "plan", "recipe"}
 _PLAN_FIELDS = {"specs", "layers", "time_edges", "branches"}
+_SHARED = "shared"
 _NAMED: dict[str, tuple[type[Any], ...]] = {
     "layers": (LinearSpec, Timed, Views),
     "attention": (AttentionSpec,),
@@ -78,6 +80,7 @@ def config_of(header: Header) -> dict[str, Any]:
     plan = {
         "specs": to_json(specs),
         **{field: names for field, names in named.items() if names or field in _PLAN_FIELDS},
+        **({_SHARED: dict(sorted(header.plan.shared.items()))} if header.plan.shared else {}),
         "time_edges": list(header.plan.time_edges),
         "branches": header.plan.branches,
     }
@@ -114,11 +117,12 @@ def plan_digest(plan: Plan) -> str:
 
 
 def _plan_from(data: Any) -> Plan:
+    maps = (*_NAMED, _SHARED)
     if isinstance(data, Mapping):
-        data = {**{field: {} for field in _NAMED if field not in _PLAN_FIELDS}, **data}
-    _keys(data, _PLAN_FIELDS | set(_NAMED), "plan")
-    if not isinstance(data["specs"], list) or not all(isinstance(data[field], Mapping) for field in _NAMED):
-        raise BadCheckpoint(f"the plan needs a list 'specs', and objects {', '.join(map(repr, _NAMED))}")
+        data = {**{field: {} for field in maps if field not in _PLAN_FIELDS}, **data}
+    _keys(data, _PLAN_FIELDS | set(maps), "plan")
+    if not isinstance(data["specs"], list) or not all(isinstance(data[field], Mapping) for field in maps):
+        raise BadCheckpoint(f"the plan needs a list 'specs', and objects {', '.join(map(repr, maps))}")
     specs = from_json(data["specs"])
     for i, spec in enumerate(specs):
         if not any(isinstance(spec, kinds) for kinds in _NAMED.values()):
@@ -126,8 +130,9 @@ def _plan_from(data: Any) -> Plan:
                 f"spec {i} of the plan describes neither a linear nor an attention, nor a table of timesteps"
             )
     named = {field: dict(_named(specs, field, data[field])) for field in _NAMED}
-    whole = from_json({"kind": "plan", "time_edges": data["time_edges"], "branches": data["branches"]})
-    return Plan(time_edges=tuple(float(e) for e in whole.time_edges), branches=whole.branches, **named)
+    whole = from_json({"kind": "plan", **{key: data[key] for key in ("time_edges", "branches", _SHARED)}})
+    edges = tuple(float(e) for e in whole.time_edges)
+    return Plan(time_edges=edges, branches=whole.branches, shared=whole.shared, **named)
 
 
 def _named(specs: Sequence[Any], field: str, names: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -25,7 +25,7 @@ from dither.report import render
 from dither.sampling import default_labels, sampler_for
 from dither.sources import Source, open_source
 from dither.spec import Recipe
-from dither.stages import SEARCHES, Mixed, Program, stages_of
+from dither.stages import SEARCHES, Mixed, Program, Share, repeated, stages_of
 from dither.store import FolderStore, check_output, open_store
 
 __all__ = ["inspect_model", "quantize_to", "run_demo", "sample_to"]
@@ -62,7 +62,9 @@ def quantize_to(
     target = source.pipeline if source.pipeline is not None else source.model
     ahead = plan_ahead(target, recipe, seed)
     rows = describe(source.model, source.adapter, ahead.promised, ahead.clock, ahead.attention)
-    out.print(show.plan(source.name, recipe, rows, estimate(source.model, rows, storage), source.weight_bytes))
+    shared = repeated(source.model, ahead.promised) if Share.tag in dict(recipe.stages) else {}
+    expected = estimate(source.model, rows, storage, shared)
+    out.print(show.plan(source.name, recipe, rows, expected, source.weight_bytes))
     _say_what_follows(recipe)
     search = allocation.search_of(recipe)
     prints = {} if search is None else allocation.fingerprints(source.model)

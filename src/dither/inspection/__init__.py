@@ -1,7 +1,7 @@
 """What is in a model: layers, formats, kernels, true bits. Bytes of what is saved are read from the disk.
 
     bits_per_weight              8 x bytes of the quantized linears as stored / their original weight count
-    model_bits_per_weight        8 x bytes of the denoiser's files / its original parameter count
+    model_bits_per_weight        8 x bytes of the denoiser's files / its parameter count, what is shared counted once
     running_bits_per_weight      mean width of the weight codes that run, over the weights and over the noise levels
     running_bits_per_activation  the same of the inputs, over the quantized linears whose inputs always are quantized
 

@@ -13,7 +13,7 @@ from dither.kernels import Kernel, choose, is_simulated
 from dither.models import Adapter
 from dither.models.base import Layer
 from dither.models.rest import rest_of
-from dither.nn import BorrowedTable, QAttention, QLinear, TimedLinear, TimestepTable, ViewedLinear, tensor_layout
+from dither.nn import Borrowed, QAttention, QLinear, TimedLinear, TimestepTable, ViewedLinear, tensor_layout
 from dither.spec import Act, AttentionSpec, LinearSpec, Spec, Timed, Views
 
 __all__ = ["describe", "plan_rows", "reasons", "spec_of", "stays", "summary"]
@@ -34,7 +34,8 @@ def describe(
     Also ``by_time``: None, or where widths may change with the noise level a list of ``{"low", "high", "weight_bits",
     "act_bits"}`` from low to high noise, None for full precision; and ``bank_bytes``, what weights beyond the largest one
     take where there are several. Quantized attentions follow as rows without weights, whose ``act`` tells what their
-    products read, and timestep embedders that are tables of their outputs, whose ``shape`` is that of the table.
+    products read, timestep embedders that are tables of their outputs, whose ``shape`` is that of the table, and modules that
+    read the parameters of others, which are equal.
 
     Args:
         model: quantized or not.
@@ -50,7 +51,7 @@ def describe(
         times = module.clock if isinstance(module, TimedLinear | ViewedLinear) else clock
         rows.append(_row(layer, module, found, times or Clock()))
     products = _attentions(model) if specs is None else attention or {}
-    return rows + [_attention_row(name, spec) for name, spec in products.items()] + _table_rows(model)
+    return rows + [_attention_row(name, spec) for name, spec in products.items()] + _other_rows(model)
 
 
 def _attentions(model: nn.Module) -> dict[str, AttentionSpec]:
@@ -66,16 +67,18 @@ def _attention_row(name: str, spec: AttentionSpec) -> dict[str, Any]:
     return _bare_row(name, "attention") | {"act": said, "kernel": "reference", "simulated": True}
 
 
-def _table_rows(model: nn.Module) -> list[dict[str, Any]]:
+def _other_rows(model: nn.Module) -> list[dict[str, Any]]:
     rows = []
     for name, module in model.named_modules():
-        row = _bare_row(name.rpartition(".")[0], "table")
+        table = _bare_row(name.rpartition(".")[0], "table")
         if isinstance(module, TimestepTable):
             rows.append(
-                row | {"shape": list(module.table.shape), "reason": f"precomputed at {module.spec.rows} timesteps"}
+                table | {"shape": list(module.table.shape), "reason": f"precomputed at {module.spec.rows} timesteps"}
             )
-        elif isinstance(module, BorrowedTable):
-            rows.append(row | {"reason": "precomputed, and stored once with others that give the same"})
+        elif isinstance(module, Borrowed) and isinstance(module.owner, TimestepTable):
+            rows.append(table | {"reason": "precomputed, and stored once with others that give the same"})
+        elif isinstance(module, Borrowed):
+            rows.append(_bare_row(name, "shared") | {"reason": "stored once with others that are equal"})
     return rows
 
 

@@ -1,7 +1,7 @@
 """Bytes to expect of a plan, and bytes as they are on the disk."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,22 @@ from dither.nn import QLinear, TimedLinear, ViewedLinear
 __all__ = ["estimate", "size_on_disk", "stored_dtype"]
 
 
-def estimate(model: nn.Module, rows: Sequence[Mapping[str, Any]], storage: torch.dtype) -> dict[str, int]:
-    """Bytes to expect: of the saved denoiser, and the peak of the process beyond what it uses before loading the model."""
+def estimate(
+    model: nn.Module, rows: Sequence[Mapping[str, Any]], storage: torch.dtype, shared: Collection[str] = ()
+) -> dict[str, int]:
+    """Bytes to expect: of the saved denoiser, and the peak of the process beyond what it uses before loading the model.
+
+    Args:
+        model: before it is quantized.
+        rows: what its layers will be, as ``describe`` tells.
+        storage: dtype of what stays in full precision.
+        shared: names of modules in full precision that will not be stored, as others are equal.
+    """
     width = torch.empty(0, dtype=storage).element_size()
     now = sum(p.numel() * p.element_size() for p in model.parameters())
     weights = [(r["shape"][0] * r["shape"][1], r["bits_per_weight"]) for r in rows if r["bits_per_weight"] is not None]
     packed = [model.get_submodule(r["name"]) for r in rows if r["bits_per_weight"] is not None]
+    packed += [model.get_submodule(name) for name in shared]
     rest = sum(p.numel() for p in model.parameters()) - sum(p.numel() for m in packed for p in m.parameters())
     largest = max((n for n, _ in weights), default=0)
     return {

@@ -3,12 +3,12 @@
 from dither.clock import Clock, Read
 from dither.nn.activation import QActivation
 from dither.nn.attention import QAttention, Widths, attention_layout, attention_tensors, detach, widths_of
+from dither.nn.borrowed import SHARABLE, Borrowed, alike, equal, lend, shared_modules
 from dither.nn.install import build, install, packed_tensors, replace
 from dither.nn.linear import QLinear, tensor_layout
 from dither.nn.timed import TimedLinear, ViewedLinear
 from dither.nn.timestep_table import (
     EMBEDDER,
-    BorrowedTable,
     TimestepTable,
     embedding_width,
     put_table,
@@ -19,7 +19,8 @@ from dither.packed import PackedWeight
 
 __all__ = [
     "EMBEDDER",
-    "BorrowedTable",
+    "SHARABLE",
+    "Borrowed",
     "Clock",
     "PackedWeight",
     "QActivation",
@@ -30,15 +31,19 @@ __all__ = [
     "TimestepTable",
     "ViewedLinear",
     "Widths",
+    "alike",
     "attention_layout",
     "attention_tensors",
     "build",
     "detach",
     "embedding_width",
+    "equal",
     "install",
+    "lend",
     "packed_tensors",
     "put_table",
     "replace",
+    "shared_modules",
     "table_tensor",
     "tensor_layout",
     "timestep_tables",

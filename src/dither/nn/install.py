@@ -4,9 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from dither.clock import Clock, Read, start_clock
-from dither.errors import BadCheckpoint
+from dither.errors import BadCheckpoint, BadFormat
 from dither.nn.activation import QActivation
 from dither.nn.attention import QAttention, widths_of
+from dither.nn.borrowed import lend
 from dither.nn.linear import QLinear
 from dither.nn.timed import TimedLinear, ViewedLinear
 from dither.nn.timestep_table import put_table
@@ -64,6 +65,11 @@ def install(
         if name not in modules:
             raise BadCheckpoint(f"the plan names the timestep embedder '{name}', which the model does not have")
         put_table(model, name, table, device, dtype)
+    for name, owner in plan.shared.items():
+        try:
+            lend(model, name, owner)
+        except (AttributeError, BadFormat) as e:  # no such module, or not alike
+            raise BadCheckpoint(f"the plan says that '{name}' shares the parameters of '{owner}': {e}") from None
     return clock
 
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from dither.clock import Last
 from dither.errors import BadModel, BadValue
+from dither.nn.borrowed import Borrowed
 from dither.spec import TableSpec
 
 __all__ = [
     "EMBEDDER",
-    "BorrowedTable",
     "TimestepTable",
     "embedding_width",
     "put_table",
@@ -85,38 +85,6 @@ class TimestepTable(nn.Module):
         return "rows={}, width={}".format(*self.table.shape)
 
 
-class BorrowedTable(nn.Module):
-    """Looks timesteps up in the table of another embedder.
-
-    Args:
-        owner: the other table.
-        name: of the module that it belongs to.
-    """
-
-    def __init__(self, owner: TimestepTable, name: str) -> None:
-        super().__init__()
-        self._owner = (owner,)  # in a tuple, so that it is no module of this one and is stored once
-        self.name = name
-
-    @property
-    def owner(self) -> TimestepTable:
-        """The other table."""
-        return self._owner[0]
-
-    @property
-    def spec(self) -> TableSpec:
-        """What it stands for in a plan."""
-        return TableSpec(len(self.owner.table), self.name)
-
-    def forward(self, timestep: Tensor) -> Tensor:
-        """(B,) to (B, D)."""
-        return cast(Tensor, self.owner(timestep))
-
-    def extra_repr(self) -> str:
-        """Whose table it is."""
-        return f"same_as={self.name}"
-
-
 def _rows(timestep: Tensor, count: int) -> Tensor:
     """Timesteps as int64 row numbers; BadValue if there is one in between or outside."""
     rows = timestep.long()
@@ -142,8 +110,18 @@ def _(timestep: Tensor, count: int) -> Tensor:
 
 def timestep_tables(model: nn.Module) -> dict[str, TableSpec]:
     """What timestep embedders of a model have become, by the names of the modules that had them."""
-    tables = ((name, m) for name, m in model.named_modules() if isinstance(m, TimestepTable | BorrowedTable))
-    return {name.removesuffix(f".{PLACE}"): table.spec for name, table in tables}
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, TimestepTable):
+            found[name] = module.spec
+        elif isinstance(module, Borrowed) and isinstance(module.owner, TimestepTable):
+            found[name] = TableSpec(module.owner.spec.rows, _embedder(module.name))
+    return {_embedder(name): spec for name, spec in found.items()}
+
+
+def _embedder(place: str) -> str:
+    """Whose table it is."""
+    return place.removesuffix(f".{PLACE}")
 
 
 def table_tensor(name: str) -> str:
@@ -155,8 +133,8 @@ def embedding_width(module: nn.Module) -> int:
     """Width D of what a module's timestep embedder gives. BadModel if it has none."""
     parts: dict[str, Any] = dict(module.named_children())
     table = parts.get(PLACE)
-    if isinstance(table, TimestepTable | BorrowedTable):
-        return int((table if isinstance(table, TimestepTable) else table.owner).table.shape[1])
+    if isinstance(table := table.owner if isinstance(table, Borrowed) else table, TimestepTable):
+        return int(table.table.shape[1])
     last = dict(parts[EMBEDDER].named_children()).get("linear_2") if PLACE in parts and EMBEDDER in parts else None
     if not isinstance(last, nn.Linear):
         raise BadModel(f"a {type(module).__name__} embeds no timestep")
@@ -169,14 +147,13 @@ def put_table(
     spec: TableSpec,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
-) -> TimestepTable | BorrowedTable:
+) -> TimestepTable | Borrowed:
     """Put an empty table in the place of a module's timestep embedder, or that of another, which must be there already."""
     module = model.get_submodule(name)
-    table: TimestepTable | BorrowedTable
+    table: TimestepTable | Borrowed
     if spec.same_as:
-        owner = model.get_submodule(f"{spec.same_as}.{PLACE}")
-        assert isinstance(owner, TimestepTable)  # see Plan
-        table = BorrowedTable(owner, spec.same_as)
+        owner = f"{spec.same_as}.{PLACE}"
+        table = Borrowed(model.get_submodule(owner), owner)
     else:
         last = next((m.last for m in model.modules() if isinstance(m, TimestepTable)), None)
         table = TimestepTable(spec.rows, embedding_width(module), device, dtype, last)

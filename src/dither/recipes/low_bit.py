@@ -8,7 +8,7 @@ that activations of 8 bits multiply them as integers.
 
 from dither.recipes.entry import Entry
 from dither.spec import Act, Bits, Format, Int, Trellis
-from dither.stages import Assign, CodeProgram, Gptq, Ranges, Rotate, Rtn, Stage, Teacher, Tune
+from dither.stages import Assign, CodeProgram, Gptq, Ranges, Rotate, Rtn, Share, Stage, Teacher, Tune
 
 __all__ = ["ENTRIES"]
 
@@ -17,7 +17,9 @@ LEAST, MOST = 2, 4
 
 
 def _dither(bits: Bits, between: tuple[Stage, ...] = ()) -> tuple[Stage, ...]:
-    """``rotate=off``, ``gptq=off`` and ``tune=off`` leave a component out each. Modulation is coded too; its inputs stay.
+    """``rotate=off``, ``gptq=off``, ``tune=off`` and ``share=off`` leave a component out each.
+
+    Modulation is coded too; its inputs stay.
 
     Codes of trellises are not tuned: to change one changes the values of all windows that it is in.
 
@@ -26,7 +28,7 @@ def _dither(bits: Bits, between: tuple[Stage, ...] = ()) -> tuple[Stage, ...]:
     act = None if bits.act is None else Act(Int(bits.act))
     code: Format = Trellis(bits.weight) if bits.weight <= MOST else Int(bits.weight)
     front = (Teacher(), Rotate(skip=True), Assign(weight=code, act=act, adaln=code, fit=True))
-    return (*front, *between, Gptq(), Rtn(), Tune(lr=0.0), Ranges())
+    return (*front, *between, Gptq(), Rtn(), Tune(lr=0.0), Ranges(), Share())
 
 
 def _dither_mixed(bits: Bits) -> tuple[Stage, ...]:

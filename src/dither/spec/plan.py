@@ -197,6 +197,7 @@ class Plan:
         branches: 1, or 2 when conditional and unconditional rows have tables of their own.
         attention: attention module's name to spec.
         timesteps: name of a module that embeds the timestep to the spec of its table.
+        shared: name of a module in full precision to that of another, which holds the same parameters for both.
     """
 
     kind: ClassVar[str] = "plan"
@@ -205,6 +206,7 @@ class Plan:
     branches: int = 1
     attention: Mapping[str, AttentionSpec] = field(default_factory=dict)
     timesteps: Mapping[str, TableSpec] = field(default_factory=dict)
+    shared: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         edges = self.time_edges
@@ -217,6 +219,9 @@ class Plan:
                 raise BadFormat(
                     f"'{name}' reads the timestep table of '{table.same_as}', which has none of its own of {table.rows} rows"
                 )
+        for name, owner in self.shared.items():
+            if owner in self.shared or owner in self.layers or name in self.layers:
+                raise BadFormat(f"'{name}' shares the parameters of '{owner}', and one of them has none of its own")
 
     @property
     def rows(self) -> int:

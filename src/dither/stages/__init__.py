@@ -35,6 +35,7 @@ from dither.stages.ranges import Ranges
 from dither.stages.regions import Regions
 from dither.stages.rotate import Rotate
 from dither.stages.rtn import Rtn
+from dither.stages.share import Share, repeated
 from dither.stages.smooth import Smooth
 from dither.stages.split import Split
 from dither.stages.teacher import Teacher
@@ -69,6 +70,7 @@ __all__ = [
     "Regions",
     "Rotate",
     "Rtn",
+    "Share",
     "Smooth",
     "Split",
     "SplitLowRank",
@@ -82,6 +84,7 @@ __all__ = [
     "Tune",
     "Widen",
     "describe",
+    "repeated",
     "stage_from",
     "stages_of",
 ]
@@ -93,7 +96,7 @@ STAGES: dict[str, type[Any]] = {
         Assign, Attention, Regions, Log2OrUniform, Mixed, Program, CodeProgram, Widen, Groups, GroupProgram,
         HessianTrace, Evolve, Halve, Split, TimeGroups, TimedSmooth,
         SplitLowRank, Clip, FisherScales, AdaRound, Codebooks, Gptq, Rtn, Tune,
-        Ranges,
+        Ranges, Share,
     )
 }  # fmt: skip
 SEARCHES = frozenset(c.tag for c in (GroupProgram, HessianTrace, Evolve, Halve))

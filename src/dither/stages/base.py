@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from dither.calibrate import BlockStep, Probe, observe, walk
 from dither.errors import BadRecipe
 from dither.models.base import Adapter, Call, Layer, linear_at
-from dither.nn import Clock, QAttention, QLinear, TimedLinear, ViewedLinear, timestep_tables
+from dither.nn import Clock, QAttention, QLinear, TimedLinear, ViewedLinear, shared_modules, timestep_tables
 from dither.nn import replace as put
 from dither.spec import Act, AttentionSpec, Bits, Format, LinearSpec, LowRank, Plan, Rotation, Spec, Timed, Views
 from dither.stages import needs
@@ -335,7 +335,8 @@ class Job:
         """The plan of what was done; raises BadRecipe if a layer was promised something that no stage did."""
         check_finished(self.model, self.specs, self.varied)
         check_attended(self.model, self.attention)
-        return Plan(self.promised, self.time_edges, self.branches, self.attention, timestep_tables(self.model))
+        own, tables, shared = self.attention, timestep_tables(self.model), shared_modules(self.model)
+        return Plan(self.promised, self.time_edges, self.branches, own, tables, shared)
 
 
 class Stage(Protocol):
