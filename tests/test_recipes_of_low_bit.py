@@ -22,9 +22,9 @@ DRAWN = dither.Calibration(samples=4, steps=4, calls=4)
 @pytest.mark.parametrize(
     ("name", "order"),
     [
-        ("vq4dit", "assign codebooks rtn ranges"),
-        ("dither", "teacher rotate assign gptq rtn tune ranges"),
-        ("dither-mixed", "teacher rotate assign code-program gptq rtn tune ranges"),
+        ("vq4dit", "assign codebooks rtn ranges share"),
+        ("dither", "teacher rotate assign gptq rtn tune ranges share"),
+        ("dither-mixed", "teacher rotate assign code-program gptq rtn tune ranges share"),
     ],
 )
 def test_order(name, order):
