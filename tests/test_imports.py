@@ -21,7 +21,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "_version": set(),
     "spec": {"errors"},
-    "numerics": {"spec", "errors"},
+    "native": set(),
+    "numerics": {"native", "spec", "errors"},
     "kernels": {"numerics", "spec", "errors"},
     "packed": {"errors"},
     "clock": {"errors"},
@@ -44,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recorded": {"calibrate", "models", "evaluation", "weightfile", "errors"},
 }
 """Room -> the rooms that it may know. What is not listed stands above all of these, and only ``cli`` above that."""
-RUNNING = ("spec", "numerics", "kernels", "packed", "clock", "nn", "models", "checkpoint", "integrations")
+RUNNING = ("spec", "native", "numerics", "kernels", "packed", "clock", "nn", "models", "checkpoint", "integrations")
 METHODS = ("stages", "recipes", "calibrate", "quantization")
 
 

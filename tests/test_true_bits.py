@@ -105,9 +105,13 @@ def test_kernels_and_simulation_are_told_per_layer():
     rows = {r["name"]: r for r in describe(model, adapter_for(model))}
     assert (rows[LAYER]["kernel"], rows[LAYER]["simulated"]) == ("int8_mm", False)
     act_only = rows["transformer_blocks.1.ff.net.2"]
-    assert (act_only["kernel"], act_only["simulated"], act_only["online"]) == ("reference", True, ["pre_scale"])
+    assert (act_only["kernel"], act_only["simulated"], act_only["online"]) == (
+        "reference",
+        True,
+        ["pre_scale", "time_bias"],
+    )
     assert rows["transformer_blocks.0.norm1.linear"]["kernel"] == "dequantize"
-    assert rows["transformer_blocks.0.attn1.to_v"]["online"] == ["pre_scale", "rotation", "lowrank"]
+    assert rows["transformer_blocks.0.attn1.to_v"]["online"] == ["pre_scale", "rotation", "lowrank", "time_bias"]
 
 
 def test_a_layer_with_variants_counts_all_of_them():

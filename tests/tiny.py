@@ -50,7 +50,7 @@ W8A8 = LinearSpec(Int(8), Act(Int(8)))
 W4 = LinearSpec(Int(4, False, group=8))
 STATIC = LinearSpec(Int(8), Act(Int(8, False), static=True, rows=6))
 """One row for each of three time groups and two branches."""
-RICH = LinearSpec(Int(3, False), Act(Int(8)), 1, Rotation(16, seed=3), LowRank(2))
+RICH = LinearSpec(Int(3, False), Act(Int(8)), 1, Rotation(16, seed=3), LowRank(2), 1)
 TIMED = Timed((W8A8, LinearSpec(Int(4), Act(Int(8)))), (0, 0, 1, 1, 1, 1))
 VIEWS = Views(
     LinearSpec(Int(8, False), Act(Int(8)), 1, Rotation(16, seed=3)),
@@ -80,7 +80,7 @@ def plan() -> Plan:
         layers[head + "ff.net.0.proj"] = LinearSpec(Codebook(2, 16, row_scale=True))
     layers[BLOCK.format(0) + "ff.net.2"] = TIMED
     layers[BLOCK.format(0) + "attn1.to_k"] = VIEWS
-    layers[BLOCK.format(1) + "ff.net.2"] = LinearSpec(None, Act(Int(8)), pre_scale=6)
+    layers[BLOCK.format(1) + "ff.net.2"] = LinearSpec(None, Act(Int(8)), pre_scale=6, time_bias=6)
     tables = {BLOCK.format(1) + "norm1.emb": TableSpec(1000)}
     tables[BLOCK.format(0) + "norm1.emb"] = TableSpec(1000, BLOCK.format(1) + "norm1.emb")
     return Plan(layers, (0.3, 0.7), 2, {BLOCK.format(1) + "attn1": ATTENTION}, tables)
@@ -105,6 +105,8 @@ def fill(module: QLinear, weight: torch.Tensor, seed: int) -> None:
     if spec.pre_scale:
         tensors["pre_scale"] = torch.rand(spec.pre_scale, w.shape[1], generator=make) + 0.5
         w = w / tensors["pre_scale"].mean(0)
+    if spec.time_bias:
+        tensors["time_bias"] = torch.randn(spec.time_bias, w.shape[0], generator=make)
     if spec.rotation is not None:
         tensors["rotation_signs"] = random_signs(w.shape[1], spec.rotation.seed)
         w = rotate(w, tensors["rotation_signs"], spec.rotation.block)

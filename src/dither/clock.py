@@ -64,6 +64,11 @@ class Clock:
         self.row = torch.zeros(1, dtype=torch.int64)
         self.last = Last()
 
+    @property
+    def size(self) -> int:
+        """Rows of a full table."""
+        return (len(self.edges) + 1) * self.branches
+
     def rows_at(self, level: Tensor, branch: Tensor) -> Tensor:
         """Table rows of samples at these normalized noise levels (B,) and branches (B,), (B,) int64."""
         group = torch.bucketize(level.float().contiguous(), self.edges.to(level.device), right=True)

@@ -40,6 +40,9 @@ MISFITS = {
     "rows": ({"first": LinearSpec(Int(8), Act(Int(8), True, rows=HUGE))}, "'first'.*rows"),
     "no rows": ({"first": LinearSpec(Int(8), Act(Int(8), True, rows=0))}, "'first'.*rows"),
     "pre-scale": ({"first": LinearSpec(Int(8), pre_scale=2)}, "'first'.*pre-scale"),
+    "biases": ({"first": LinearSpec(Int(8), time_bias=2)}, "'first'.*table of biases has 2 rows"),
+    "huge table of biases": ({"first": LinearSpec(Int(8), time_bias=HUGE)}, "'first'.*table of biases"),
+    "negative table of biases": ({"first": LinearSpec(Int(8), time_bias=-1)}, "'first'.*table of biases"),
     "select": ({"first": Timed((tiny.W8A8,), (0,))}, "'first' selects"),
     "select of views": ({"first": Views(tiny.W8A8, (View(8),), (0, 0))}, "'first' selects for 2"),
     "nested group": ({"first": LinearSpec(Nested(Int(4, group=5), 2))}, "'first'.*group size 5"),
@@ -129,6 +132,7 @@ CHANGES = {
     "negative scale": ("first.weight_scale", lambda v: v.neg(), "first.weight.scale"),
     "act scale": ("second.act_scale", lambda v: v.fill_(float("inf")), "second.act_scale"),
     "pre-scale": ("first.pre_scale", lambda v: v.fill_(float("nan")), "first.pre_scale"),
+    "table of biases": ("first.time_bias", lambda v: v.fill_(float("nan")), "first.time_bias"),
     "signs": ("first.rotation_signs", lambda v: v * 2, "first.rotation_signs"),
     "low rank": ("first.lowrank_a_dense", lambda v: v.fill_(float("inf")), "first.lowrank_a_dense"),
 }

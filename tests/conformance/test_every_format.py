@@ -4,6 +4,8 @@ The oracle takes the input as the kernel sees it (scaled and rotated in the laye
 ``act_codes`` and ``act_values``, and multiplies in float64. A new format or kernel is one more row.
 """
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
@@ -81,15 +83,16 @@ PARTS = {
     "scaled": LinearSpec(pre_scale=1),
     "scaled by time": LinearSpec(pre_scale=4),
     "rotated": LinearSpec(rotation=Rotation(12, seed=1)),
+    "bias by time": LinearSpec(time_bias=4),
     "low rank": LinearSpec(lowrank=LowRank(2)),
     "low rank int": LinearSpec(lowrank=LowRank(3, Int(8))),
-    "all": LinearSpec(pre_scale=4, rotation=Rotation(24), lowrank=LowRank(2)),
+    "all": LinearSpec(pre_scale=4, rotation=Rotation(24), lowrank=LowRank(2), time_bias=1),
 }
 N, K = 7, 24
 
 
 def spec_of(weight, act, parts: LinearSpec = PARTS["plain"]) -> LinearSpec:
-    return LinearSpec(weight, act, parts.pre_scale, parts.rotation, parts.lowrank)
+    return replace(parts, weight=weight, act=act)
 
 
 def layer_of(spec: LinearSpec, n: int = N, k: int = K, bias: bool = True, seed: int = 0) -> QLinear:
@@ -128,6 +131,8 @@ def oracle(layer: QLinear, x: Tensor) -> Tensor:
             matrix(layer, "lowrank_b", low.weight, (n, low.rank)),
         )
         y = y + x.double() @ a.T @ b.T
+    if spec.time_bias:
+        y = y + layer.clock.pick(layer.get_buffer("time_bias"), x).double()
     return y if layer.bias is None else y + layer.bias.double()
 
 

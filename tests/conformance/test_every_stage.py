@@ -80,6 +80,10 @@ ROWS: dict[str, tuple[Stage, tuple[Stage, ...]]] = {
         Precompute(steps=1001),
         (Precompute(steps=1001), Smooth(data_free=True, calibrate=False), STATIC, Attention(), Gptq(), Ranges()),
     ),
+    "tune by time": (
+        dataclasses.replace(TUNE, time_bias="net"),
+        (Teacher(), STATIC, Rtn(), dataclasses.replace(TUNE, time_bias="net"), Ranges()),
+    ),
     "share": (Share(), (Precompute(), STATIC, Rtn(), Ranges(), Share())),
     "share nothing": (Share(), (PLAIN, Rtn(), Share())),
     "smooth": (Smooth(), (Smooth(), PLAIN, Rtn())),

@@ -6,6 +6,7 @@ import tiny
 import torch
 
 import dither
+from dither.checkpoint import header_of
 from dither.errors import BadRecipe
 from dither.models.base import linear_at
 from dither.spec import Act, Bits, Codebook, Gaussian, Int, Recipe, Trellis
@@ -62,6 +63,42 @@ def test_it_follows_gptq_too():
     recipes = [Recipe("test", "", Bits(2, None), describe((*front, *rest))) for rest in ((), (Tune(**SHORT),))]
     errors = [error(dither.quantize(jobs.pipeline(), r, calibration=HOW).transformer) for r in recipes]
     assert errors[1] < 0.8 * errors[0]
+
+
+TIMED = Assign(weight=Int(3), adaln=Int(3), time_groups=3, branches=2)
+
+
+def test_layers_that_are_named_get_a_bias_for_each_noise_level(tmp_path):
+    """Codes and scales stay; what is left is a mean error that changes with the noise level."""
+    still = {**SHORT, "trajectories": 12, "lr": 0.0, "lr_scale": 0.0, "lr_words": 0.0}
+    plain, timed = (made(TIMED, Tune(**still, time_bias=pattern)) for pattern in ("", r"ff\.net\.2|proj"))
+    assert error(timed) < 0.95 * error(plain)
+    specs = header_of(timed).plan.layers
+    assert {name for name, spec in specs.items() if spec.time_bias} == {n for n in specs if ".ff.net." in n}
+    layer = timed.get_submodule(LAYER)
+    assert layer.get_buffer("time_bias").shape == (6, layer.out_features)
+    dither.save(timed, tmp_path / "saved")
+    assert torch.equal(jobs.outputs(dither.load(tmp_path / "saved")), jobs.outputs(timed))
+
+
+def test_an_interrupted_tuning_of_biases_by_noise_level_goes_on(tmp_path):
+    stage = Tune(**{**SHORT, "trajectories": 3}, time_bias="net.2", keep=1)
+
+    def stop(what, i, n):
+        if what == "tuning" and i == 2:
+            raise KeyboardInterrupt
+
+    store = open_store(tmp_path / "out", {}, resume=False)
+    with pytest.raises(KeyboardInterrupt):
+        made(TIMED, stage, store=store, progress=stop)
+    assert jobs.same_tensors(made(TIMED, stage, store=store), made(TIMED, stage))
+
+
+def test_without_noise_levels_there_is_no_bias_for_each():
+    with pytest.raises(BadRecipe, match=r"tune\.time_bias: .* set assign\.time_groups"):
+        made(FORMATS["int"], Tune(**SHORT, time_bias="net.2"))
+    with pytest.raises(BadRecipe, match=r"tune\.time_bias 'nett' is found in no layer's name"):
+        made(TIMED, Tune(**SHORT, time_bias="nett"))
 
 
 @pytest.mark.parametrize("after", [1, 4])

@@ -207,7 +207,8 @@ def _check_select(name: str, spec: Spec, plan: Plan) -> None:
 def _layout(name: str, spec: LinearSpec, shape: tuple[int, int], plan: Plan) -> Expected:
     """Tensors of one linear, after its spec was held against its shape and the plan's clock."""
     n, k = shape
-    rows = {"activation table": spec.act.rows if spec.act else 1, "pre-scale table": spec.pre_scale or 1}
+    rows = {"activation table": spec.act.rows if spec.act else 1}
+    rows |= {"pre-scale table": spec.pre_scale or 1, "table of biases": spec.time_bias or 1}
     for table, count in rows.items():
         if count not in (1, plan.rows):
             raise BadCheckpoint(f"layer '{name}': the {table} has {count} rows, but the plan's clock has {plan.rows}")
@@ -242,8 +243,9 @@ def _check_layer(prefix: str, spec: LinearSpec, shape: tuple[int, int], tensors:
         table = {key.removeprefix("act_"): t for key, t in tensors.items() if key.startswith("act_")}
         if fault := table_fault(table, spec.act.grid):
             raise BadCheckpoint(f"tensor '{prefix}.act_{fault[0]}' {fault[1]}")
-    if "pre_scale" in tensors:
-        _require(tensors["pre_scale"], -math.inf, math.inf, f"{prefix}.pre_scale")
+    for key in ("pre_scale", "time_bias"):
+        if key in tensors:
+            _require(tensors[key], -math.inf, math.inf, f"{prefix}.{key}")
     if "rotation_signs" in tensors:
         _require(tensors["rotation_signs"].abs(), 1, 1, f"{prefix}.rotation_signs")
 

@@ -19,7 +19,7 @@ from dither.spec import Act, AttentionSpec, LinearSpec, Spec, Timed, Views
 __all__ = ["describe", "plan_rows", "reasons", "spec_of", "stays", "summary"]
 
 _FULL = "full precision"
-_ONLINE = ("pre_scale", "rotation", "lowrank")
+_ONLINE = ("pre_scale", "rotation", "lowrank", "time_bias")
 
 
 def describe(

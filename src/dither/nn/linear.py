@@ -1,6 +1,6 @@
 """``QLinear``: a linear under a ``LinearSpec``, as plain buffers.
 
-    y = decode(weight) . act(rotate(pre_scale * x)) + bias        (+ a low-rank branch)
+    y = decode(weight) . act(rotate(pre_scale * x)) + bias        (+ a low-rank branch, + a bias by noise level)
 
 Which kernel computes it is chosen from the spec, the shape and the device; the buffers are the same for all. It is an
 ``nn.Linear`` by ancestry, so that LoRA adapters attach, but its weight is packed and cannot be written: see
@@ -48,6 +48,8 @@ def tensor_layout(spec: LinearSpec, shape: tuple[int, int], dtype: torch.dtype =
     if spec.lowrank is not None:
         out |= _stored("lowrank_a", spec.lowrank.weight, (spec.lowrank.rank, k), dtype)
         out |= _stored("lowrank_b", spec.lowrank.weight, (n, spec.lowrank.rank), dtype)
+    if spec.time_bias:
+        out["time_bias"] = ((spec.time_bias, n), torch.float32)
     return out
 
 
@@ -225,6 +227,8 @@ class QLinear(nn.Linear):
             a = self._matrix("lowrank_a", low.weight, (low.rank, self.in_features)).to(x.dtype)
             b = self._matrix("lowrank_b", low.weight, (self.out_features, low.rank)).to(x.dtype)
             y = y + (x @ a.T) @ b.T
+        if spec.time_bias:
+            y = y + self.clock.pick(self.get_buffer("time_bias"), x).to(y.dtype)
         return y
 
     def _forget(self) -> None:
@@ -257,5 +261,5 @@ class QLinear(nn.Linear):
         act = "full precision" if self.spec.act is None else str(self.spec.act)
         parts = [f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"]
         parts += [f"weight={self.spec.weight or 'full precision'}, act={act}"]
-        parts += [name for name in ("pre_scale", "rotation", "lowrank") if getattr(self.spec, name)]
+        parts += [name for name in ("pre_scale", "rotation", "lowrank", "time_bias") if getattr(self.spec, name)]
         return ", ".join(parts)

@@ -4,7 +4,7 @@ A *format* says how a weight is stored (``Int``, ``Nested``, ``Codebook``, ``Gau
 activation is rounded (``Int``, ``TwoRegion``, ``Log2``). A ``LinearSpec`` says what one linear computes, an
 ``AttentionSpec`` what attention's products read, a ``TableSpec`` that a timestep embedder is a table of its outputs:
 
-    y = decode(weight) . act( rotate( pre_scale * x ) ) + bias            # x (..., K), y (..., N)
+    y = decode(weight) . act( rotate( pre_scale * x ) ) + bias + time_bias            # x (..., K), y (..., N)
 
 A ``Plan`` maps layer names to specs and is stored with the checkpoint: it is all that loading needs. A ``Recipe`` is
 how the plan was found: provenance only. Everything here is frozen, compares by value, and turns into JSON and back

@@ -50,6 +50,7 @@ class LinearSpec:
         pre_scale: rows of the table of online channel scales (0: none; 1; or one for each clock row).
         rotation: rotation of the input after the scale; the stored weight is already rotated to match.
         lowrank: a low-rank branch added to the output.
+        time_bias: rows of the table of biases added to the output (0: none; 1; or one for each clock row).
     """
 
     kind: ClassVar[str] = "linear"
@@ -58,6 +59,7 @@ class LinearSpec:
     pre_scale: int = 0
     rotation: Rotation | None = None
     lowrank: LowRank | None = None
+    time_bias: int = 0
 
 
 @dataclass(frozen=True)

@@ -165,9 +165,8 @@ class Job:
         The base of ``Views`` is the layer's spec for all that follows, so that WEIGHT stages commit it as any other. A
         layer of several banks (``Timed``) leaves ``specs``: only ``rtn`` makes banks.
         """
-        rows = (len(self.time_edges) + 1) * self.branches
-        if len(spec.select) != rows:
-            raise BadRecipe(f"layer '{name}' selects by {len(spec.select)} time groups, and this job has {rows}")
+        if len(spec.select) != self.clock.size:
+            raise BadRecipe(f"layer '{name}' selects by {len(spec.select)} time groups, not by {self.clock.size}")
         for variant in spec.variants if isinstance(spec, Timed) else (spec.base, *spec.specs):
             check_fits(self.model, name, variant)
         if isinstance(spec, Timed):

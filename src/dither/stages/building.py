@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 BRANCH = "lowrank_"
-ONLINE = ("pre_scale", "rotation_signs")
+ONLINE = ("pre_scale", "rotation_signs", "time_bias")
 
 
 def buffers_of(kept: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from dither.clock import Clock
 from dither.errors import BadCheckpoint
 from dither.spec import LinearSpec
 from dither.stages.base import MEASURED, Job
@@ -15,6 +16,7 @@ from dither.stages.given_weight import GivenWeight
 __all__ = ["Diary", "Learned", "Student"]
 
 COUNTS, OPTIMIZER = "counts", "optimizer"
+BIASES = ("bias", "time_bias")
 
 
 class Learned(Protocol):
@@ -41,23 +43,36 @@ class Student(nn.Module):
         spec: what it is to become. Static inputs stay in full precision: their ranges are found when weights are ready.
         learned: its weight.
         bias: (N,) that it begins with, or None.
+        clock: whose every row gets a bias of its own besides, which begins at 0; None: none does.
     """
 
-    def __init__(self, old: nn.Linear, spec: LinearSpec, learned: Learned, bias: Tensor | None) -> None:
+    def __init__(
+        self, old: nn.Linear, spec: LinearSpec, learned: Learned, bias: Tensor | None, clock: Clock | None = None
+    ) -> None:
         super().__init__()
-        self.learned, self.given = learned, GivenWeight(old, spec)
+        self.learned, self.given, self.clock = learned, GivenWeight(old, spec), clock
         self.bias = None if bias is None else nn.Parameter(bias.detach().float().clone())
+        table = None if clock is None else old.weight.new_zeros(clock.size, old.out_features, dtype=torch.float32)
+        self.time_bias = None if table is None else nn.Parameter(table)
         self._rounds = spec.act is not None and not spec.act.static
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) to (..., N), in the dtype of x."""
-        return self.given(x, self.learned.value(), self.bias, self.given.dynamic if self._rounds else None)
+        y = self.given(x, self.learned.value(), self.bias, self.given.dynamic if self._rounds else None)
+        if self.clock is None or self.time_bias is None:
+            return y
+        return y + self.clock.pick(self.time_bias, x).to(y.dtype)
+
+    @property
+    def biases(self) -> dict[str, nn.Parameter]:
+        """``bias`` (N,) and ``time_bias`` (R, N), as far as there are any."""
+        found = dict(zip(BIASES, (self.bias, self.time_bias), strict=True))
+        return {key: tensor for key, tensor in found.items() if tensor is not None}
 
     def tensors(self) -> dict[str, Tensor]:
         """What the layer is committed with."""
-        made = {name: tensor.detach() for name, tensor in self.learned.stored().items()}
-        return made if self.bias is None else {**made, "bias": self.bias.detach()}
+        return {name: tensor.detach() for name, tensor in {**self.learned.stored(), **self.biases}.items()}
 
 
 @dataclass(frozen=True)
@@ -101,8 +116,7 @@ def _snapshot(students: Mapping[str, Student], optimizer: torch.optim.Optimizer)
     out: dict[str, Tensor] = {}
     for name, student in students.items():
         out |= {f"{name}/{key}": tensor for key, tensor in student.learned.state().items()}
-        if student.bias is not None:
-            out[f"{name}/bias"] = student.bias
+        out |= {f"{name}/{key}": bias for key, bias in student.biases.items()}
     for i, parameter in enumerate(_parameters(optimizer)):
         out |= {f"{OPTIMIZER}/{i}/{key}": torch.as_tensor(v) for key, v in optimizer.state.get(parameter, {}).items()}
     return {key: tensor.detach().cpu().clone() for key, tensor in out.items()}
@@ -113,12 +127,12 @@ def _restore(kept: Mapping[str, Tensor], students: Mapping[str, Student], optimi
     for name, student in students.items():
         head = f"{name}/"
         mine = {key.removeprefix(head): tensor for key, tensor in kept.items() if key.startswith(head)}
-        bias = mine.pop("bias", None)
-        if (bias is None) != (student.bias is None) or not mine:
+        biases = {key: mine.pop(key) for key in BIASES if key in mine}
+        if set(biases) != set(student.biases) or not mine:
             raise BadCheckpoint(f"what an interrupted run has kept of layer '{name}' does not fit it: begin anew")
         student.learned.load(mine)
-        if bias is not None and student.bias is not None:
-            student.bias.data.copy_(bias)
+        for key, tensor in student.biases.items():
+            tensor.data.copy_(biases[key])
     for i, parameter in enumerate(_parameters(optimizer)):
         head = f"{OPTIMIZER}/{i}/"
         found = {key.removeprefix(head): tensor for key, tensor in kept.items() if key.startswith(head)}

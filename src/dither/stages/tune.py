@@ -11,8 +11,8 @@ began, and Adam's two.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
@@ -26,6 +26,7 @@ from dither.stages.alignment import provisional
 from dither.stages.base import MEASURED, Job, Phase
 from dither.stages.bounds import check_bounds
 from dither.stages.following import Course
+from dither.stages.incoherence import named
 from dither.stages.meanwhile import instead, still
 from dither.stages.straight import Straight
 from dither.stages.student import Diary, Student
@@ -46,6 +47,8 @@ class Tune:
         lr_scale: of the logarithms of scales.
         lr_words: of the words of codebooks.
         lr_bias: of biases.
+        time_bias: regular expression of layers that get a bias for each row of the clock as well (``assign.time_groups``);
+            empty: none does.
         trust: how far weights may go, in root mean squares of a row.
         refresh: steps between two roundings.
         keep: trajectories between two states that an interrupted run can go on from.
@@ -64,6 +67,7 @@ class Tune:
     lr_scale: float = 5e-4
     lr_words: float = 1e-4
     lr_bias: float = 5e-4
+    time_bias: str = ""
     trust: float = 1.0
     refresh: int = 5
     keep: int = 5
@@ -82,7 +86,8 @@ class Tune:
         keys = {name: MEASURED + f"{self.tag}.{name}" for name in rounded}
         made: dict[str, Mapping[str, Tensor]] = {}
         if job.lacks(keys.values()):
-            students = {name: self._student(job, name, layer) for name, layer in rounded.items()}
+            timed = self._timed(job, list(rounded))
+            students = {name: self._student(job, name, m, name in timed) for name, m in rounded.items()}
             with still(job.model), instead(job.model, students):
                 self._learn(job, course, job.exact, students)
             made = {name: student.tensors() for name, student in students.items()}
@@ -90,6 +95,8 @@ class Tune:
             kept = dict(job.kept(f"{self.tag}.{name}", partial(made.__getitem__, name)))
             if (bias := kept.pop("bias", None)) is not None:
                 layer.bias.data = bias.to(layer.bias.device, layer.bias.dtype)
+            if (table := kept.get("time_bias")) is not None:
+                job.specs[name] = replace(job.specs[name], time_bias=len(table))
             provisional(job, name, kept, {f"act_{key}": tensor for key, tensor in layer.stored("act").items()})
 
     def _check(self) -> Course:
@@ -102,11 +109,19 @@ class Tune:
         course.check()
         return course
 
-    def _student(self, job: Job, name: str, layer: QLinear) -> Student:
+    def _timed(self, job: Job, names: Sequence[str]) -> set[str]:
+        """Layers that get a bias for each row of the clock."""
+        if not self.time_bias:
+            return set()
+        if job.clock.size == 1:
+            raise BadRecipe("tune.time_bias: this recipe tells no noise levels apart: set assign.time_groups")
+        return named("tune.time_bias", self.time_bias, names)
+
+    def _student(self, job: Job, name: str, layer: QLinear, timed: bool) -> Student:
         fmt = layer.spec.weight
         assert fmt is not None
         learned = Straight(fmt, layer.stored(), layer.shape, self.trust, codes=self.lr > 0)
-        return Student(layer, job.specs[name], learned, layer.bias)
+        return Student(layer, job.specs[name], learned, layer.bias, job.clock if timed else None)
 
     def _learn(self, job: Job, course: Course, exact: nn.Module, students: Mapping[str, Student]) -> None:
         learned = [s.learned for s in students.values() if isinstance(s.learned, Straight)]
@@ -114,7 +129,7 @@ class Tune:
             ([w.moved for w in learned if w.moved is not None], self.lr),
             ([w.log for w in learned if w.log is not None], self.lr_scale),
             ([w.words for w in learned if w.words is not None], self.lr_words),
-            ([s.bias for s in students.values() if s.bias is not None], self.lr_bias),
+            ([bias for s in students.values() for bias in s.biases.values()], self.lr_bias),
         )
         optimizer = torch.optim.Adam(
             [{"params": tensors, "lr": lr, "first": lr} for tensors, lr in chosen if tensors and lr]
