@@ -8,7 +8,7 @@ Mean over the quantized linears. Lines are those of ``low_bit``.
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,19 @@ from benchmarks.components import Line
 from benchmarks.low_bit import LINES
 from dither.calibrate import observe
 from dither.inspection import stored_dtype
-from dither.models import Call
+from dither.models import Call, adapter_for
 from dither.nn import QLinear
-from dither.quantization import Calibration, denoiser_of, record_calls
+from dither.numerics import decode, encode, random_signs, rotate, unrotate
+from dither.quantization import Calibration, denoiser_of, plan_ahead, record_calls, resolve_recipe
 from dither.sources import open_source
+from dither.spec import LinearSpec
 
 CHOSEN = (
-    "RTN", "GPTQ", "k-means", "universal words, rotated", "universal words, errors passed on", "+ errors passed on",
+    "RTN", "GPTQ", "k-means", "universal words, rotated", "universal words, errors passed on", "+ rotations",
+    "+ errors passed on",
 )  # fmt: skip
+BESIDE = "+ rotations"
+BOTH = "+ rotations of outputs too"
 
 
 class Moments:
@@ -90,6 +95,34 @@ def row(model: str, line: Line, bits: str, seed: int, moments: Mapping[str, Mome
     return {"model": model, "bits": bits, "line": line.name, "layers": len(errors), "mean": float(f"{mean:.4g}")}
 
 
+def both_sides(model: str, line: Line, bits: str, seed: int, moments: Mapping[str, Moments]) -> dict[str, Any]:
+    """The line with outputs rotated as well, which nothing else in dither does: the weight is turned here, and back."""
+    pipeline = open_source(model).pipeline
+    exact, errors = denoiser_of(pipeline), {}
+    kinds = {layer.name: layer.kind for layer in adapter_for(exact).layers(exact)}
+    for name, spec in plan_ahead(pipeline, resolve_recipe(line.recipe, bits, line.settings), seed).promised.items():
+        assert isinstance(spec, LinearSpec)
+        assert spec.weight is not None
+        w, b = _parts(exact, name)
+        sides = {0: w.shape[0], 1: 0 if kinds[name] == "adaln" else w.shape[1]}  # the stage leaves inputs of modulation
+        turned = w.float()
+        for side, width in sides.items():
+            turned = _turned(turned, side, width, seed, rotate)
+        coded = decode(encode(turned, spec.weight), spec.weight, tuple(w.shape))
+        for side, width in sides.items():
+            coded = _turned(coded, side, width, seed, unrotate)
+        errors[name] = moments[name].error(coded.double() - w, torch.zeros_like(b)) / moments[name].spread(w)
+    mean = sum(errors.values()) / len(errors)
+    return {"model": model, "bits": bits, "line": BOTH, "layers": len(errors), "mean": float(f"{mean:.4g}")}
+
+
+def _turned(w: Tensor, side: int, width: int, seed: int, how: Callable[[Tensor, Tensor, int], Tensor]) -> Tensor:
+    if not width:
+        return w
+    signs = random_signs(width, seed + side)
+    return how(w, signs, width) if side else how(w.T, signs, width).T
+
+
 def measured(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for model in given.models:
         source = open_source(model)
@@ -99,6 +132,9 @@ def measured(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
             for bits in line.widths:
                 if line.name in CHOSEN and bits in given.bits:
                     yield (found := row(model, line, bits, given.seed, moments))
+                    print(*found.values(), file=sys.stderr, flush=True)
+                if line.name == BESIDE and bits in given.bits:
+                    yield (found := both_sides(model, line, bits, given.seed, moments))
                     print(*found.values(), file=sys.stderr, flush=True)
 
 

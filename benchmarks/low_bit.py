@@ -16,6 +16,8 @@ from dither.spec import Gaussian, to_json
 MODELS = ("zoo:fashion", "zoo:fashion-hard")
 WIDTHS = ("w2", "w3", "w4")
 ALONE = ("rotate=off", "gptq=off", "tune=off")
+WITHIN = ("gptq.outputs=0", "tune=off")
+"""Errors are passed on from input to input alone."""
 GROUP = 64
 
 
@@ -41,26 +43,31 @@ LINES = (
     Line("k-means", "vq4dit", ("codebooks=off",), WIDTHS),
     Line("VQ4DiT, n = 1", "vq4dit", ("codebooks.candidates=1",), WIDTHS),
     Line("VQ4DiT, n = 2", "vq4dit", (), WIDTHS),
+    Line("VQ4DiT, n = 2, slower ratios", "vq4dit", ("codebooks.lr_ratios=0.01",), WIDTHS),
     Line("VQ4DiT, n = 3", "vq4dit", ("codebooks.candidates=3",), WIDTHS),
     Line("VQ4DiT, n = 2, all at once", "vq4dit", ("codebooks.progressive=false", "codebooks.inverse=false"), WIDTHS),
     *(_words("universal words, rotated", bits, "gptq=off", "tune=off") for bits in WIDTHS),
-    *(_words("universal words, errors passed on", bits, "tune=off") for bits in WIDTHS),
+    *(_words("universal words, errors passed on", bits, *WITHIN) for bits in WIDTHS),
     Line("trellis codes alone", "dither", ALONE, WIDTHS),
     Line("+ rotations", "dither", ALONE[1:], WIDTHS),
-    Line("+ errors passed on", "dither", ALONE[2:], WIDTHS),
+    Line("+ errors passed on", "dither", WITHIN, WIDTHS),
+    Line("+ to other outputs too", "dither", ALONE[2:], WIDTHS),
     Line("dither: + tuning", "dither", (), WIDTHS),
 )
 PAIRS = (
     ("VQ4DiT, n = 1", "k-means"),
     ("VQ4DiT, n = 2", "k-means"),
     ("VQ4DiT, n = 2", "VQ4DiT, n = 1"),
+    ("VQ4DiT, n = 2, slower ratios", "VQ4DiT, n = 2"),
+    ("VQ4DiT, n = 2, slower ratios", "VQ4DiT, n = 1"),
     ("VQ4DiT, n = 3", "VQ4DiT, n = 2"),
     ("VQ4DiT, n = 2, all at once", "VQ4DiT, n = 2"),
     ("universal words, errors passed on", "universal words, rotated"),
     ("+ rotations", "trellis codes alone"),
     ("+ errors passed on", "+ rotations"),
     ("+ errors passed on", "universal words, errors passed on"),
-    ("dither: + tuning", "+ errors passed on"),
+    ("+ to other outputs too", "+ errors passed on"),
+    ("dither: + tuning", "+ to other outputs too"),
     ("dither: + tuning", "VQ4DiT, n = 2"),
     ("dither: + tuning", "RTN"),
     ("dither: + tuning", "GPTQ"),

@@ -141,10 +141,10 @@ def xl(name: str) -> str:
         lines.append(
             [
                 row["layout"],
-                f"`{row['recipe']}` {row['bits'].upper()}",
+                f"`{row['recipe']}` {row['bits'].upper()}{''.join(f', {word}' for word in made.get('settings', []))}",
                 f"{made['minutes']:.1f}",
                 against(made),
-                f"{made['file_bytes'] / 1e6:,.0f} MB, {made['file_ratio']:.2f}x smaller",
+                f"{megabytes(made['file_bytes'])}, {made['file_ratio']:.2f}x smaller",
                 f"{made['bits_per_weight']:.2f}",
                 f"{loaded['seconds']:.1f}",
                 against(loaded),
@@ -158,6 +158,11 @@ def xl(name: str) -> str:
         f"\nPeaks are times the {data['reference']}. {data['memory']}. Parameters in the file: {sizes}. "
         f"{data['cpu']}, {data['threads']} threads.\n"
     )
+
+
+def megabytes(count: int) -> str:
+    """In both units, as papers count in either."""
+    return f"{count / 1e6:,.0f} MB ({count / (1 << 20):,.1f} MiB)"
 
 
 def against(part: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.common import RESULTS, Finished, bytes_in, command_of, environment, run, write_result
 
-SOURCES = {"diffusers": "dit-xl-2", "facebook": "dit-xl-2.pt", "pixart": "pixart-sigma"}
+SOURCES = {"diffusers": "dit-xl-2", "half": "dit-xl-2-half", "facebook": "dit-xl-2.pt", "pixart": "pixart-sigma"}
 CALIBRATION = ("--samples", "2", "--steps", "4", "--calls", "4")
 OWN_CALLS = None
 """Instead of the command line's options: the API, with calls of one's own."""
@@ -31,6 +31,8 @@ RUNS: tuple[tuple[str, str, str, tuple[str, ...] | None], ...] = (
     ("diffusers", "w4a8", "vidit-q", CALIBRATION),
     ("diffusers", "w4a8", "gptq", CALIBRATION),
     ("pixart", "w4a8", "vidit-q", OWN_CALLS),
+    ("half", "w2", "dither", ("--set", "gptq=off", "--set", "tune=off")),
+    ("half", "w2", "dither", (*CALIBRATION, "--set", "tune=off")),
 )
 QUANTIZE_GOAL, LOAD_GOAL = 1.5, 0.5
 BLOCKS = 28
@@ -73,7 +75,7 @@ def measure(work: Path, threads: int, blocks: int, only: str) -> dict[str, Any]:
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
         shutil.rmtree(source) if source.is_dir() else source.unlink()
     return {
-        "model": "DiT-XL/2 (diffusers, facebook) and PixArt-Sigma's size at 256 pixels (pixart), random weights",
+        "model": "DiT-XL/2 (diffusers, half, facebook) and PixArt-Sigma's size at 256 pixels (pixart), random weights",
         "reference": "float32 bytes of the parameters as loaded: in diffusers every block owns a copy of the embedders, "
         "which a facebook file stores once",
         "memory": "ru_maxrss of a fresh process: Python, torch and mapped files included",
@@ -118,6 +120,7 @@ def row(
         "quantize": {
             "minutes": round(made.seconds / 60, 2),
             **against(made.peak_bytes, reference, QUANTIZE_GOAL),
+            "settings": [word for word in options or () if "=" in word],
             "file_bytes": size["file_bytes"],
             "file_ratio": round(full["file_bytes"] / size["file_bytes"], 2),
             "bits_per_weight": round(size["bits_per_weight"], 3),

@@ -46,17 +46,26 @@ LEVELS = (950, 650, 350, 50)
 
 CLASSES: dict[str, tuple[Any, dict[str, Any]]] = {
     "diffusers": (DiTTransformer2DModel, CONFIG),
+    "half": (DiTTransformer2DModel, CONFIG),
     "pixart": (PixArtTransformer2DModel, PIXART),
 }
 """Layouts that diffusers writes -> class and config."""
 
 
 def make(layout: str, target: Path, blocks: int) -> dict[str, Any]:
-    """Writes random float32 weights; no layer is zero, as adaLN-Zero's start would be. Returns the parameter count."""
+    """Writes random weights; no layer is zero, as adaLN-Zero's start would be. Returns the parameter count.
+
+    Those of ``half`` are float16, and its blocks have copies of one embedder, as converted checkpoints have.
+    """
     torch.manual_seed(0)
     if layout in CLASSES:
         kind, config = CLASSES[layout]
         model = kind(**{**config, "num_layers": blocks})
+        if layout == "half":
+            first = model.transformer_blocks[0].norm1.emb.state_dict()
+            for block in model.transformer_blocks:
+                block.norm1.emb.load_state_dict(first)
+            model = model.half()
         model.save_pretrained(target)
         return {"parameters": sum(p.numel() for p in model.parameters())}
     tensors = _facebook(blocks)

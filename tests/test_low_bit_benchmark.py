@@ -108,6 +108,17 @@ def test_errors_of_methods_on_a_model_that_ships():
     assert 0.01 < found["mean"] < 0.5
 
 
+def test_rotated_outputs_are_turned_back():
+    """Eight bits that nothing is lost by: the same weight comes back."""
+    pipe = open_source("zoo:digits").pipeline
+    moments = layer_errors.watched(denoiser_of(pipe), record_calls(pipe, seed=1)[:4])
+    line = components.Line("", "dither", ("gptq=off", "tune=off"), ("w8",))
+    found = layer_errors.both_sides("zoo:digits", line, "w8", 0, moments)
+    assert (found["layers"], found["line"]) == (21, layer_errors.BOTH)
+    assert 0 < found["mean"] < 1e-3
+    assert {layer_errors.BESIDE} <= set(layer_errors.CHOSEN)
+
+
 def test_every_line_of_the_table_is_a_recipe_of_its_width():
     seen = set()
     for bits in low_bit.WIDTHS:

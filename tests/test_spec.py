@@ -80,7 +80,7 @@ nested = st.builds(Nested, st.builds(Int, st.integers(5, 8), st.booleans(), st.i
 formats = st.one_of(
     ints,
     nested,
-    st.builds(Codebook, st.integers(1, 8), st.integers(2, 65536), st.booleans()),
+    st.builds(Codebook, st.integers(1, 8), st.integers(2, 65536), st.booleans(), st.booleans()),
     st.builds(Trellis, st.integers(1, 4), st.integers(5, 16)),
 )
 signs = st.builds(TwoRegion, st.integers(2, 8), st.just(True), st.just(False), st.integers(-1, 256))

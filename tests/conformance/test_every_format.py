@@ -53,6 +53,7 @@ WEIGHTS = {
     "w4 of 6 asym group": Nested(Int(6, False, 6), 4),
     "codebook": Codebook(2, 16),
     "codebook scaled": Codebook(3, 5, row_scale=True),
+    "codebook half": Codebook(2, 16, half=True),
     "gaussian": Gaussian(4, 256),
     "gaussian 3": Gaussian(2, 64),
     "trellis": Trellis(2, 8, 7, 6),

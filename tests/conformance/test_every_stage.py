@@ -84,6 +84,8 @@ ROWS: dict[str, tuple[Stage, tuple[Stage, ...]]] = {
         dataclasses.replace(TUNE, time_bias="net"),
         (Teacher(), STATIC, Rtn(), dataclasses.replace(TUNE, time_bias="net"), Ranges()),
     ),
+    "gptq by outputs": (Gptq(outputs=4, tokens=64), (Rotate(), PLAIN, Gptq(outputs=4, tokens=64))),
+    "gptq by outputs of tiles": (Gptq(outputs=1, tokens=64), (TILES, Gptq(outputs=1, tokens=64))),
     "share": (Share(), (Precompute(), STATIC, Rtn(), Ranges(), Share())),
     "share nothing": (Share(), (PLAIN, Rtn(), Share())),
     "smooth": (Smooth(), (Smooth(), PLAIN, Rtn())),

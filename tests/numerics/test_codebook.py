@@ -29,6 +29,17 @@ def test_golden_tensors() -> None:
     assert decode_codebook(tensors, fmt, w.shape).tolist() == [[1, 1, -1, 2, 0, 0], [0, 0, 1, 1, 1, 1]]
 
 
+def test_half_words_are_words_that_float16_holds() -> None:
+    w, fmt = weight(0), Codebook(4, 16, half=True)
+    tensors, plain = encode_codebook(w, fmt), encode_codebook(w, Codebook(4, 16))
+    assert tensors["codebook"].dtype == torch.float16
+    assert torch.equal(tensors["codebook"], plain["codebook"].half())
+    indices = unpack_indices(tensors, fmt, w.shape[1]).long().flatten()
+    assert torch.equal(decode_codebook(tensors, fmt, w.shape).view(-1, 4), tensors["codebook"].float()[indices])
+    with pytest.raises(BadValue, match="a word is too large for float16"):
+        encode_codebook(1e6 * w, fmt)
+
+
 @given(
     seed=st.integers(0, 999),
     size=st.sampled_from([2, 3, 16, 17, 300]),

@@ -20,6 +20,7 @@ FORMATS: list[Format] = [
     ),
     Codebook(2, 16),
     Codebook(3, 5),
+    Codebook(2, 8, half=True),
     Codebook(1, 180, row_scale=True),
     Gaussian(2, 64),
     Trellis(1, 9, 2, 18),
@@ -63,6 +64,7 @@ def test_stored_bits_of_dit_xl() -> None:
     assert stored_bits(Nested(Int(8), 4), (1152, 1152)) == stored_bits(Int(8), (1152, 1152))  # it is all stored
     assert stored_bits(Int(3, group=PER_TENSOR), (4, 9)) == 4 * 32 + 32  # 27 bits fill 4 bytes
     assert stored_bits(Codebook(4, 256), (1152, 1152)) == 1152 * 1152 * 2 + 256 * 4 * 32
+    assert stored_bits(Codebook(4, 256, half=True), (1152, 1152)) == 1152 * 1152 * 2 + 256 * 4 * 16
     assert stored_bits(Trellis(3), (4608, 1152)) == 4608 * (1152 * 3 + 16)
 
 

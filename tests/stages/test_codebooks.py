@@ -84,6 +84,20 @@ def test_words_wait_for_their_assignments_or_do_not():
     assert not torch.equal(together, begin)
 
 
+def test_learned_words_are_stored_in_float16_where_the_format_says_so(tmp_path):
+    half = Assign(weight=Codebook(4, 16, half=True), adaln=Codebook(4, 16))
+    recipe = Recipe("test", "", Bits(2, None), describe((half, Codebooks(**SHORT), Rtn())))
+    model = dither.quantize(jobs.pipeline(), recipe, calibration=HOW).transformer
+    assert linear_at(model, LAYER).stored()["codebook"].dtype == torch.float16
+    assert error(model) < 1.05 * error(made(Codebooks(**SHORT)))
+    dither.save(model, tmp_path / "saved")
+    for dtype in (None, torch.bfloat16):
+        again = type(model).from_pretrained(tmp_path / "saved", torch_dtype=dtype)
+        words = [linear_at(m, LAYER).stored()["codebook"] for m in (again, model)]
+        assert torch.equal(*words)
+        assert words[0].dtype == torch.float16
+
+
 def test_it_stops_when_all_is_made_and_finished():
     seen = []
     stage = Codebooks(**{**SHORT, "trajectories": 9, "settled": 0.5, "share": 0.0, "finish": 2})

@@ -22,6 +22,7 @@ FORMATS = {
     "int with inputs": Assign(weight=Int(3, False, 8), act=Act(Int(8)), adaln=Int(3)),
     "static": Assign(weight=Int(3), act=Act(Int(8, False), static=True), adaln=Int(3), time_groups=2),
     "codebook": Assign(weight=Codebook(4, 16), adaln=Codebook(4, 16)),
+    "codebook half": Assign(weight=Codebook(4, 16, half=True), adaln=Codebook(4, 16)),
     "gaussian": Assign(weight=Gaussian(4, 256), adaln=Gaussian(4, 256)),
     "trellis": Assign(weight=Trellis(2, 8, 4, 4), adaln=Trellis(2, 8, 4, 4)),
 }

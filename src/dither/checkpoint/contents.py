@@ -39,7 +39,7 @@ _DIGEST = 16  # hexadecimal digits kept of each tensor's digest
 
 _DTYPES = {
     torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64", torch.bool: "BOOL",
-    torch.float32: "F32", torch.bfloat16: "BF16", torch.complex64: "C64",
+    torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.complex64: "C64",
 }  # fmt: skip
 _FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 

@@ -45,7 +45,7 @@ from dither.nn import QActivation, QLinear, install, packed_tensors
 __all__ = ["ClockReader", "DitherConfig", "DitherQuantizer", "QuantMethod", "register", "save_pipeline", "stamp"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_AS_INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}
+_AS_INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 
 class QuantMethod(str, Enum):

@@ -24,6 +24,7 @@ from dither.numerics.codebook import (
     nearest_words,
     sub_vectors,
     unpack_indices,
+    words_dtype,
 )
 from dither.numerics.formats import Layout, decode, encode, layout, recode, stored_bits, validate
 from dither.numerics.gaussian import gaussian_codes, gaussian_indices, gaussian_values, pack_gaussian
@@ -124,4 +125,5 @@ __all__ = [
     "unpack_int",
     "unrotate",
     "validate",
+    "words_dtype",
 ]

@@ -3,7 +3,7 @@
 ``d`` consecutive input channels form a sub-vector; each is stored as the index of one of ``k`` codewords, which the
 whole layer shares:
 
-    W (N, K) = C[A]     A (N, K / d) indices of ceil(log2 k) bits, packed     C (k, d) float32
+    W (N, K) = C[A]     A (N, K / d) indices of ceil(log2 k) bits, packed     C (k, d) float32, or float16 (``half``)
 
 With ``row_scale`` a row is first divided by its root mean square ``s`` (N, 1), and ``W = s C[A]``; the fit then weighs
 each sub-vector by ``s^2``, so that it still minimises the squared error of W.
@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from dither.errors import BadFormat
+from dither.errors import BadFormat, BadValue
 from dither.numerics.checks import require_finite, require_matrix
 from dither.numerics.integer import divisor
 from dither.numerics.pack import pack, packed_width, unpack
@@ -34,6 +34,7 @@ __all__ = [
     "recode_codebook",
     "sub_vectors",
     "unpack_indices",
+    "words_dtype",
 ]
 
 _ROUNDS = 64
@@ -49,9 +50,14 @@ def codebook_layout(fmt: Codebook, shape: Sequence[int]) -> dict[str, tuple[tupl
         raise BadFormat(f"{fmt}: {fmt.size} words for the {rows * vectors} sub-vectors of a weight of {rows} x {count}")
     out: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
         "codes": ((rows, packed_width(vectors, fmt.bits)), torch.uint8),
-        "codebook": ((fmt.size, fmt.dim), torch.float32),
+        "codebook": ((fmt.size, fmt.dim), words_dtype(fmt)),
     }
     return {**out, "scale": ((rows, 1), torch.float32)} if fmt.row_scale else out
+
+
+def words_dtype(fmt: Codebook) -> torch.dtype:
+    """What codewords are stored in."""
+    return torch.float16 if fmt.half else torch.float32
 
 
 def encode_codebook(
@@ -68,7 +74,7 @@ def encode_codebook(
         sampled: fit to an even sample of 256 sub-vectors for each word; otherwise to all.
 
     Returns:
-        ``codes`` uint8 (N, ceil(K / d b / 8)), ``codebook`` float32 (k, d);
+        ``codes`` uint8 (N, ceil(K / d b / 8)), ``codebook`` float32 or float16 (k, d);
         with row scales also ``scale`` float32 (N, 1).
 
     Raises:
@@ -86,8 +92,10 @@ def encode_codebook(
         codebook = fit_codebook(points, weights, fmt.size, seed, iterations, sampled)
     if tuple(codebook.shape) != (fmt.size, fmt.dim):
         raise BadFormat(f"codebook of shape {tuple(codebook.shape)}: {fmt} needs ({fmt.size}, {fmt.dim})")
-    codebook = codebook.float()
-    indices = assign(points, codebook)[0].view(rows, vectors)
+    codebook = codebook.to(words_dtype(fmt))
+    if not bool(torch.isfinite(codebook).all()):
+        raise BadValue(f"{fmt}: a word is too large for float16")
+    indices = assign(points, codebook.float())[0].view(rows, vectors)
     out = {"codes": pack(indices, fmt.bits, signed=False), "codebook": codebook}
     return {**out, "scale": scale} if fmt.row_scale else out
 

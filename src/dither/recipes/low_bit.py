@@ -14,6 +14,8 @@ __all__ = ["ENTRIES"]
 
 PAPER = "2406.11235"
 LEAST, MOST = 2, 4
+OUTPUTS = 16
+"""Rounded at a time: a row of tiles."""
 
 
 def _dither(bits: Bits, between: tuple[Stage, ...] = ()) -> tuple[Stage, ...]:
@@ -28,7 +30,7 @@ def _dither(bits: Bits, between: tuple[Stage, ...] = ()) -> tuple[Stage, ...]:
     act = None if bits.act is None else Act(Int(bits.act))
     code: Format = Trellis(bits.weight) if bits.weight <= MOST else Int(bits.weight)
     front = (Teacher(), Rotate(skip=True), Assign(weight=code, act=act, adaln=code, fit=True))
-    return (*front, *between, Gptq(), Rtn(), Tune(lr=0.0), Ranges(), Share())
+    return (*front, *between, Gptq(outputs=OUTPUTS), Rtn(), Tune(lr=0.0), Ranges(), Share())
 
 
 def _dither_mixed(bits: Bits) -> tuple[Stage, ...]:

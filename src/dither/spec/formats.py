@@ -67,12 +67,14 @@ class Codebook:
         dim: length of a sub-vector; must divide the input width.
         size: codewords of the layer's codebook; a code takes ``ceil(log2 size)`` bits.
         row_scale: each output row also has a scale of its own.
+        half: codewords are stored in float16, half as large.
     """
 
     kind: ClassVar[str] = "codebook"
     dim: int
     size: int
     row_scale: bool = False
+    half: bool = False
 
     def __post_init__(self) -> None:
         if self.dim < 1 or not 2 <= self.size <= 65536:
@@ -86,7 +88,8 @@ class Codebook:
         return (self.size - 1).bit_length()
 
     def __str__(self) -> str:
-        return f"codebook {self.size}x{self.dim}{' row-scaled' if self.row_scale else ''}"
+        rest = (" row-scaled" if self.row_scale else "") + (" half" if self.half else "")
+        return f"codebook {self.size}x{self.dim}{rest}"
 
 
 @dataclass(frozen=True)

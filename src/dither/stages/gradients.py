@@ -40,8 +40,9 @@ class Sample:
     """Some tokens of one layer, equally many from each clock row that calls fell into.
 
     Args:
-        x: what the weight multiplies, (n, K) float32.
-        weight: the squared gradient by each output, times what the sample counts, (n, N) float32.
+        x: what the weight multiplies, (n, K) float32; (0, K) where gradients are kept themselves.
+        weight: the squared gradient by each output, times what the sample counts, (n, N) float32; or the gradient itself,
+            times the root of that, (draws n, N).
         rows: clock rows, (n,) int64.
         lo, hi: range of each input channel over all tokens of the passes, by clock row, (R, K); infinite in a row that no
             call fell into.
@@ -65,6 +66,7 @@ class Passes:
         probes: draws of v.
         quantized: gradients at the quantized point.
         weigh: what each sample counts.
+        signed: keep gradients themselves, and neither their squares nor what goes in.
     """
 
     stage: str
@@ -73,6 +75,7 @@ class Passes:
     probes: int = 1
     quantized: bool = False
     weigh: Weigh = alike
+    signed: bool = False
 
     def check(self) -> None:
         """BadRecipe names a field that makes no sense."""
@@ -92,7 +95,7 @@ class Passes:
         unfinished = {n: s.act for n, s in job.specs.items() if n not in job.done} if self.quantized else {}
         static = [n for n, act in unfinished.items() if act is not None and act.static]
         layers = dict.fromkeys((*names, *static))
-        held = {name: _Tokens(linear_at(job.model, name).in_features, rows) for name in layers}
+        held = {name: _Tokens(linear_at(job.model, name).in_features, rows, self.signed) for name in layers}
         if not self.quantized:
             self._pass(job, held, shares, "measuring gradients", lambda piece, y: _draws(job, piece, y, self.probes))
         else:
@@ -103,7 +106,7 @@ class Passes:
                 self._pass(job, held, shares, "measuring gradients", error.losses)
             error.check()
         found = {name: held[name].sample() for name in names}
-        _check_alive(self.stage, found)
+        _check_alive(self.stage, found, 2 if self.signed else 1)
         return found
 
     def _shares(self, job: Job) -> dict[int, Tensor]:
@@ -170,7 +173,8 @@ class _Take:
 class _Tokens:
     """Of one layer, while calls run."""
 
-    def __init__(self, channels: int, rows: int) -> None:
+    def __init__(self, channels: int, rows: int, signed: bool) -> None:
+        self.signed, self.channels = signed, channels
         self.x: list[Tensor] = []
         self.rows: list[Tensor] = []
         self.weight: list[Tensor] = []
@@ -180,7 +184,8 @@ class _Tokens:
         """Keep some of a piece's inputs (B, T, K), and the range of all."""
         self.range.update(x, take.piece.rows.to(x.device))
         picked, owner = take.tokens(*x.shape[:2])
-        self.x.append(x.flatten(0, 1)[picked.to(x.device)].cpu())
+        if not self.signed:
+            self.x.append(x.flatten(0, 1)[picked.to(x.device)].cpu())
         self.rows.append(take.piece.rows[owner])
 
     def weigh(self, name: str, e: Tensor, take: _Take, *, first: bool, share: float) -> None:
@@ -188,16 +193,20 @@ class _Tokens:
         if not bool(torch.isfinite(e).all()):
             raise BadValue(f"the gradient at layer '{name}' holds NaN or infinity")
         picked, owner = take.tokens(*e.shape[:2])
-        squared = e.flatten(0, 1)[picked.to(e.device)].square().cpu() * (take.weights[owner] * share)[:, None]
-        if first:
-            self.weight.append(squared)
+        counts = (take.weights[owner] * share)[:, None]
+        found = e.flatten(0, 1)[picked.to(e.device)].cpu()
+        if self.signed:
+            self.weight.append(found * counts.sqrt())
+        elif first:
+            self.weight.append(found.square() * counts)
         else:
-            self.weight[-1] += squared
+            self.weight[-1] += found.square() * counts
 
     def sample(self) -> Sample:
         """All that was kept."""
         lo, hi = self.range.lo.cpu(), self.range.hi.cpu()
-        return Sample(torch.cat(self.x), torch.cat(self.weight), torch.cat(self.rows), lo, hi)
+        x = torch.empty(0, self.channels) if self.signed else torch.cat(self.x)
+        return Sample(x, torch.cat(self.weight), torch.cat(self.rows), lo, hi)
 
 
 def _draws(job: Job, piece: Piece, y: Tensor, probes: int) -> list[Tensor]:
@@ -206,9 +215,9 @@ def _draws(job: Job, piece: Piece, y: Tensor, probes: int) -> list[Tensor]:
     return [(signs(y, make) * y).sum() for _ in range(probes)]
 
 
-def _check_alive(stage: str, found: Mapping[str, Sample]) -> None:
-    """BadValue names a layer whose gradients vanish."""
-    sizes = {name: float(sample.weight.mean(dtype=torch.float64)) for name, sample in found.items()}
+def _check_alive(stage: str, found: Mapping[str, Sample], power: int) -> None:
+    """BadValue names a layer whose gradients vanish; ``power`` makes squares of what is kept."""
+    sizes = {name: float(sample.weight.double().pow(power).mean()) for name, sample in found.items()}
     most = max(sizes, key=lambda name: sizes[name])
     for name, size in sizes.items():
         if size == 0 or size < VANISHED * sizes[most]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dither.numerics import nearest_words, pack, sub_vectors, unpack_indices
+from dither.numerics import nearest_words, pack, sub_vectors, unpack_indices, words_dtype
 from dither.spec import Codebook
 
 __all__ = ["SoftCodes"]
@@ -103,7 +103,10 @@ class SoftCodes:
         if not self.hard:
             raise RuntimeError("soft assignments are no codes: harden() comes first")
         indices = self.codes.view(self.shape[0], -1)
-        made = {"codes": pack(indices, self.fmt.bits, signed=False), "codebook": self.words.detach()}
+        made = {
+            "codes": pack(indices, self.fmt.bits, signed=False),
+            "codebook": self.words.detach().to(words_dtype(self.fmt)),
+        }
         return made if self.scale is None else {**made, "scale": self.scale}
 
     def state(self) -> dict[str, Tensor]:

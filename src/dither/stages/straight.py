@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from dither.numerics import decode, recode
+from dither.numerics import decode, recode, words_dtype
 from dither.spec import Codebook, Format
 
 __all__ = ["Straight"]
@@ -60,7 +60,7 @@ class Straight:
             return
         self.moved.clamp_(-self.trust, self.trust)
         if self.words is not None:
-            self.tensors["codebook"] = self.words.detach().clone()
+            self.tensors["codebook"] = self._stored_words(self.words)
         self.tensors = recode(self.start + self.moved * self.unit, self.tensors, self.fmt)
         self.rounded = decode(self.tensors, self.fmt, self.shape)
 
@@ -68,11 +68,15 @@ class Straight:
         """The format's tensors, as they now are."""
         out = dict(self.tensors)
         if self.words is not None:
-            out["codebook"] = self.words.detach()
+            out["codebook"] = self._stored_words(self.words)
         if self.log is not None:
             scale = self.tensors["scale"]
             out["scale"] = (scale.float() * self.log.detach().exp()).to(scale.dtype)
         return out
+
+    def _stored_words(self, words: Tensor) -> Tensor:
+        assert isinstance(self.fmt, Codebook)
+        return words.detach().to(words_dtype(self.fmt), copy=True)
 
     def state(self) -> dict[str, Tensor]:
         """All that changes."""
