@@ -135,6 +135,22 @@ def test_a_trained_model_in_trellis_codes_answers_much_better():
     assert found[16] < 0.8 * found[0]
 
 
+def test_outputs_that_nothing_depends_on_are_rounded_by_themselves():
+    """As those of an untrained adaLN-Zero model, whose gates are 0."""
+    pipes = [jobs.pipeline() for _ in range(2)]
+    for pipe in pipes:
+        for block in pipe.transformer.transformer_blocks:
+            for tensor in (block.norm1.linear.weight, block.norm1.linear.bias):
+                tensor.data.zero_()
+    name = "transformer_blocks.0.ff.net.0.proj"
+    found = []
+    for pipe, outputs in zip(pipes, (0, 4), strict=True):
+        recipe = Recipe("test", "", Bits(2, None), describe((Assign(weight=Int(3)), Gptq(outputs=outputs, walk=False))))
+        how = dither.Calibration(samples=4, steps=2)
+        found.append(dither.quantize(pipe, recipe, calibration=how).transformer.get_submodule(name).stored())
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+
+
 def test_an_interrupted_run_goes_on(tmp_path):
     def stop(what, i, n):
         if what == "rounding by GPTQ" and i == 5:

@@ -66,7 +66,7 @@ class Passes:
         probes: draws of v.
         quantized: gradients at the quantized point.
         weigh: what each sample counts.
-        signed: keep gradients themselves, and neither their squares nor what goes in.
+        signed: keep gradients themselves, and neither their squares nor what goes in; they may vanish.
     """
 
     stage: str
@@ -106,7 +106,8 @@ class Passes:
                 self._pass(job, held, shares, "measuring gradients", error.losses)
             error.check()
         found = {name: held[name].sample() for name in names}
-        _check_alive(self.stage, found, 2 if self.signed else 1)
+        if not self.signed:
+            _check_alive(self.stage, found)
         return found
 
     def _shares(self, job: Job) -> dict[int, Tensor]:
@@ -215,9 +216,9 @@ def _draws(job: Job, piece: Piece, y: Tensor, probes: int) -> list[Tensor]:
     return [(signs(y, make) * y).sum() for _ in range(probes)]
 
 
-def _check_alive(stage: str, found: Mapping[str, Sample], power: int) -> None:
-    """BadValue names a layer whose gradients vanish; ``power`` makes squares of what is kept."""
-    sizes = {name: float(sample.weight.double().pow(power).mean()) for name, sample in found.items()}
+def _check_alive(stage: str, found: Mapping[str, Sample]) -> None:
+    """BadValue names a layer whose gradients vanish."""
+    sizes = {name: float(sample.weight.mean(dtype=torch.float64)) for name, sample in found.items()}
     most = max(sizes, key=lambda name: sizes[name])
     for name, size in sizes.items():
         if size == 0 or size < VANISHED * sizes[most]:
