@@ -223,7 +223,7 @@ def test_a_later_promise_replaces_what_varies():
 def test_selection_must_fit_the_clock():
     job, _ = ran(W4A8)
     name = next(iter(job.specs))
-    with pytest.raises(BadRecipe, match=f"layer '{name}' selects by 3 time groups, and this job has 1"):
+    with pytest.raises(BadRecipe, match=f"layer '{name}' selects by 3 time groups, not by 1"):
         job.vary(name, Timed((LinearSpec(Int(4)),), (0, 0, 0)))
 
 
