@@ -91,8 +91,7 @@ def row(model: str, line: Line, bits: str, seed: int, moments: Mapping[str, Mome
         if isinstance(module, QLinear):
             (w, b), (was, bias) = _parts(network, name), _parts(exact, name)
             errors[name] = moments[name].error(w - was, b - bias) / moments[name].spread(was)
-    mean = sum(errors.values()) / len(errors)
-    return {"model": model, "bits": bits, "line": line.name, "layers": len(errors), "mean": float(f"{mean:.4g}")}
+    return _told(model, bits, line.name, errors)
 
 
 def both_sides(model: str, line: Line, bits: str, seed: int, moments: Mapping[str, Moments]) -> dict[str, Any]:
@@ -112,8 +111,13 @@ def both_sides(model: str, line: Line, bits: str, seed: int, moments: Mapping[st
         for side, width in sides.items():
             coded = _turned(coded, side, width, seed, unrotate)
         errors[name] = moments[name].error(coded.double() - w, torch.zeros_like(b)) / moments[name].spread(w)
+    return _told(model, bits, BOTH, errors)
+
+
+def _told(model: str, bits: str, line: str, errors: Mapping[str, float]) -> dict[str, Any]:
+    """A row of the result, from the errors of layers."""
     mean = sum(errors.values()) / len(errors)
-    return {"model": model, "bits": bits, "line": BOTH, "layers": len(errors), "mean": float(f"{mean:.4g}")}
+    return {"model": model, "bits": bits, "line": line, "layers": len(errors), "mean": float(f"{mean:.4g}")}
 
 
 def _turned(w: Tensor, side: int, width: int, seed: int, how: Callable[[Tensor, Tensor, int], Tensor]) -> Tensor:

@@ -1,12 +1,16 @@
 """A tiny pipeline with channel outliers, its recorded calls, and jobs on it; shared by the tests of methods."""
 
 from functools import lru_cache
+from pathlib import Path
 
 import tiny
 import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel
 
+import dither
 from dither.calibrate import record
+from dither.checkpoint import header_of, load_into, save
+from dither.integrations.diffusers import ClockReader
 from dither.models import Call, adapter_for
 from dither.spec import Bits
 from dither.stages import Job, Stage
@@ -56,6 +60,16 @@ def outputs(model: torch.nn.Module) -> torch.Tensor:
     """The model's answers to the recorded calls, all in one tensor."""
     with torch.no_grad():
         return torch.cat([model(*c.args, **c.kwargs)[0] for c in calls()])
+
+
+def assert_reloads(pipe: PixelDiTPipeline, folder: Path, storage: torch.dtype | None = None) -> None:
+    """A quantized pipeline, and its network alone, come back from the disk with the answers that they had."""
+    dither.save(pipe, folder / "pipe", storage=storage)
+    assert torch.equal(sample(dither.load(folder / "pipe")), sample(pipe))
+    save(pipe.transformer, folder / "plain", header_of(pipe.transformer))
+    fresh = pipeline(seed=1).transformer
+    load_into(fresh, folder / "plain", ClockReader(adapter_for(fresh), fresh))
+    assert torch.equal(outputs(fresh), outputs(pipe.transformer))
 
 
 def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:

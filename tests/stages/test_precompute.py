@@ -14,7 +14,6 @@ import dither
 from dither.checkpoint import config_of, header_of, load_into, metadata_of, save
 from dither.checkpoint.header import Header
 from dither.errors import BadCheckpoint, BadRecipe, BadValue, DitherError
-from dither.integrations.diffusers import ClockReader
 from dither.models import adapter_for
 from dither.nn import TimestepTable
 from dither.spec import Act, Bits, Int, LinearSpec, Plan, Recipe, TableSpec
@@ -90,12 +89,7 @@ def test_a_checkpoint_holds_tables_alone_and_reloads_without_an_embedder(build, 
 
 def test_a_pipeline_and_a_plain_module_reload_too(tmp_path):
     pipe = dither.quantize(jobs.pipeline(), RECIPE)
-    dither.save(pipe, tmp_path / "pipe")
-    assert torch.equal(jobs.sample(dither.load(tmp_path / "pipe")), jobs.sample(pipe))
-    save(pipe.transformer, tmp_path / "plain", header_of(pipe.transformer))
-    fresh = jobs.pipeline(seed=1).transformer
-    load_into(fresh, tmp_path / "plain", ClockReader(adapter_for(fresh), fresh))
-    assert torch.equal(jobs.outputs(fresh), jobs.outputs(pipe.transformer))
+    jobs.assert_reloads(pipe, tmp_path)
 
 
 def test_tables_are_stored_in_the_dtype_of_what_stays_in_full_precision(tmp_path):

@@ -10,11 +10,9 @@ from diffusers import DiTTransformer2DModel
 from safetensors.torch import load_file, save_file
 
 import dither
-from dither.checkpoint import config_of, header_of, load_into, metadata_of, save
+from dither.checkpoint import config_of, header_of, metadata_of
 from dither.checkpoint.header import Header
 from dither.errors import BadCheckpoint, DitherError
-from dither.integrations.diffusers import ClockReader
-from dither.models import adapter_for
 from dither.spec import Act, Bits, Int, Plan, Recipe
 from dither.stages import Assign, Rtn, Share, describe
 
@@ -86,12 +84,7 @@ def test_a_checkpoint_holds_them_once_and_reloads(tmp_path):
 
 def test_a_pipeline_and_a_plain_module_reload_too(tmp_path):
     pipe = dither.quantize(pipeline(), RECIPE, storage=torch.float16)
-    dither.save(pipe, tmp_path / "pipe", storage=torch.float16)
-    assert torch.equal(jobs.sample(dither.load(tmp_path / "pipe")), jobs.sample(pipe))
-    save(pipe.transformer, tmp_path / "plain", header_of(pipe.transformer))
-    fresh = jobs.pipeline(seed=1).transformer
-    load_into(fresh, tmp_path / "plain", ClockReader(adapter_for(fresh), fresh))
-    assert torch.equal(jobs.outputs(fresh), jobs.outputs(pipe.transformer))
+    jobs.assert_reloads(pipe, tmp_path, torch.float16)
 
 
 def saved(folder):

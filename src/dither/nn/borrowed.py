@@ -9,9 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from dither.errors import BadFormat
-
-__all__ = ["SHARABLE", "Borrowed", "alike", "equal", "lend", "shared_modules"]
+__all__ = ["SHARABLE", "Borrowed", "alike", "equal", "shared_modules"]
 
 SHARABLE = (nn.Linear, nn.Embedding)
 """What they do follows from their parameters and what ``repr`` says; classes derived from them may do more."""
@@ -66,17 +64,6 @@ def equal(a: nn.Module, b: nn.Module) -> bool:
     """Whether both hold the same parameters, bit for bit."""
     pairs = zip(a.parameters(), b.parameters(), strict=True)
     return all(torch.equal(p.view(torch.uint8), q.view(torch.uint8)) for p, q in pairs)
-
-
-def lend(model: nn.Module, name: str, owner: str) -> Borrowed:
-    """Let the module of this name read the parameters of another. BadFormat if they are not alike."""
-    module, other = model.get_submodule(name), model.get_submodule(owner)
-    if not alike(module, other):
-        raise BadFormat(f"'{name}' cannot share the parameters of '{owner}': {module} and {other}")
-    made = Borrowed(other, owner).train(module.training)
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, made)
-    return made
 
 
 def shared_modules(model: nn.Module) -> dict[str, str]:

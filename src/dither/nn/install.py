@@ -7,13 +7,13 @@ from dither.clock import Clock, Read, start_clock
 from dither.errors import BadCheckpoint, BadFormat
 from dither.nn.activation import QActivation
 from dither.nn.attention import QAttention, widths_of
-from dither.nn.borrowed import lend
+from dither.nn.borrowed import Borrowed, alike
 from dither.nn.linear import QLinear
 from dither.nn.timed import TimedLinear, ViewedLinear
 from dither.nn.timestep_table import put_table
 from dither.spec import Plan, Spec, Timed, Views
 
-__all__ = ["build", "install", "packed_tensors", "replace"]
+__all__ = ["build", "install", "lend", "packed_tensors", "replace"]
 
 
 def build(
@@ -38,6 +38,16 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
     """Put a module where ``name`` is."""
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent) if parent else model, leaf, module)
+
+
+def lend(model: nn.Module, name: str, owner: str) -> Borrowed:
+    """Let the module of this name read the parameters of another. BadFormat if they are not alike."""
+    module, other = model.get_submodule(name), model.get_submodule(owner)
+    if not alike(module, other):
+        raise BadFormat(f"'{name}' cannot share the parameters of '{owner}': {module} and {other}")
+    made = Borrowed(other, owner).train(module.training)
+    replace(model, name, made)
+    return made
 
 
 def install(

@@ -1,5 +1,6 @@
 """The best paths of a trellis by native code, where there is any: the same as torch finds, many times faster."""
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_int64, c_void_p
 from itertools import pairwise
@@ -35,12 +36,17 @@ def best_paths(x: Tensor, table: Tensor, fmt: Trellis, overlap: Tensor | None) -
         tensors = (c_void_p(table.data_ptr()), at, c_void_p(path[first:].data_ptr()))
         return int(native.dither_viterbi(c_void_p(x[first:].data_ptr()), *sizes, *tensors))
 
-    parts = _parts(len(x), torch.get_num_threads())
-    with ThreadPoolExecutor(max(1, len(parts))) as pool:  # ctypes lets go of the interpreter
-        failed = [code for code in pool.map(run, parts) if code]
-    if failed:
+    if any(_run_all(run, _parts(len(x), torch.get_num_threads()))):
         raise MemoryError(f"no memory for the paths of {len(x)} tiles through 2^{fmt.states} states")
     return path.long()
+
+
+def _run_all(run: Callable[[tuple[int, int]], int], parts: Sequence[tuple[int, int]]) -> list[int]:
+    """In a thread each, as ctypes lets go of the interpreter; a lone part, as of one tile, needs none."""
+    if len(parts) < 2:
+        return [run(part) for part in parts]
+    with ThreadPoolExecutor(len(parts)) as pool:
+        return list(pool.map(run, parts))
 
 
 def _parts(count: int, threads: int) -> list[tuple[int, int]]:

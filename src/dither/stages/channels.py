@@ -33,7 +33,7 @@ class Times:
     @classmethod
     def whole(cls, job: Job) -> "Times":
         """One range, in which every row of the clock lies."""
-        return cls((), (0,) * (len(job.time_edges) + 1) * job.branches)
+        return cls((), (0,) * job.clock.size)
 
     @classmethod
     def off_clock(cls, edges: tuple[float, ...]) -> "Times":

@@ -91,11 +91,10 @@ class Passes:
             BadValue: gradients vanish, or hold NaN or infinity.
         """
         shares = self._shares(job)
-        rows = (len(job.time_edges) + 1) * job.branches
         unfinished = {n: s.act for n, s in job.specs.items() if n not in job.done} if self.quantized else {}
         static = [n for n, act in unfinished.items() if act is not None and act.static]
         layers = dict.fromkeys((*names, *static))
-        held = {name: _Tokens(linear_at(job.model, name).in_features, rows, self.signed) for name in layers}
+        held = {name: _Tokens(linear_at(job.model, name).in_features, job.clock.size, self.signed) for name in layers}
         if not self.quantized:
             self._pass(job, held, shares, "measuring gradients", lambda piece, y: _draws(job, piece, y, self.probes))
         else:

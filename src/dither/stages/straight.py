@@ -60,7 +60,7 @@ class Straight:
             return
         self.moved.clamp_(-self.trust, self.trust)
         if self.words is not None:
-            self.tensors["codebook"] = self._stored_words(self.words)
+            self.tensors["codebook"] = self._stored(self.words)
         self.tensors = recode(self.start + self.moved * self.unit, self.tensors, self.fmt)
         self.rounded = decode(self.tensors, self.fmt, self.shape)
 
@@ -68,13 +68,14 @@ class Straight:
         """The format's tensors, as they now are."""
         out = dict(self.tensors)
         if self.words is not None:
-            out["codebook"] = self._stored_words(self.words)
+            out["codebook"] = self._stored(self.words)
         if self.log is not None:
             scale = self.tensors["scale"]
             out["scale"] = (scale.float() * self.log.detach().exp()).to(scale.dtype)
         return out
 
-    def _stored_words(self, words: Tensor) -> Tensor:
+    def _stored(self, words: Tensor) -> Tensor:
+        """A copy, in the dtype that the format stores."""
         assert isinstance(self.fmt, Codebook)
         return words.detach().to(words_dtype(self.fmt), copy=True)
 

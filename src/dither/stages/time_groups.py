@@ -65,7 +65,7 @@ class TimeGroups:
             return
         edges = self._learned(job, linears, attentions) if self.learned else equal_edges(self.groups)
         job.set_clock(edges, self.branches)
-        rows = (len(edges) + 1) * self.branches
+        rows = job.clock.size
         for name, act in linears.items():
             job.promise(name, replace(job.specs[name], act=replace(act, rows=rows)))
         for name, spec in attentions.items():
