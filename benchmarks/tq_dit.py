@@ -17,22 +17,25 @@ TIMELESS = "time-groups=off"
 ONE_REGION = "regions=off"
 SEARCHED = "fisher-scales=off"
 SYMMETRIC = "assign.act.grid.symmetric=true"
+BY_HEAD = "attention.channels=false"
+TQ_DIT = "TQ-DiT: + ranges of channels of v"
 UNBALANCED = "smooth=off"
 ROUNDED = "adaround=off"
 
 
 def by_time(groups: int) -> Line:
-    return Line(f"+ time groups, {groups}", "tq-dit", (SEARCHED, f"time-groups.groups={groups}"), WIDTHS)
+    return Line(f"+ time groups, {groups}", "tq-dit", (SEARCHED, BY_HEAD, f"time-groups.groups={groups}"), WIDTHS)
 
 
 LINES = (
-    Line("static RTN, symmetric", "tq-dit", (ONE_REGION, TIMELESS, SEARCHED, SYMMETRIC), WIDTHS),
-    Line("static RTN", "tq-dit", (ONE_REGION, TIMELESS, SEARCHED), WIDTHS),
-    Line("+ two regions", "tq-dit", (TIMELESS, SEARCHED), WIDTHS),
+    Line("static RTN, symmetric", "tq-dit", (ONE_REGION, TIMELESS, SEARCHED, BY_HEAD, SYMMETRIC), WIDTHS),
+    Line("static RTN", "tq-dit", (ONE_REGION, TIMELESS, SEARCHED, BY_HEAD), WIDTHS),
+    Line("+ two regions", "tq-dit", (TIMELESS, SEARCHED, BY_HEAD), WIDTHS),
     *(by_time(groups) for groups in (2, 5, 10, 25)),
-    Line("+ learned time groups, 10", "tq-dit", (SEARCHED, "time-groups.learned=true"), WIDTHS),
-    Line("TQ-DiT: + Fisher scales", "tq-dit", (), WIDTHS),
-    Line("TQ-DiT without time groups", "tq-dit", (TIMELESS,), WIDTHS),
+    Line("+ learned time groups, 10", "tq-dit", (SEARCHED, BY_HEAD, "time-groups.learned=true"), WIDTHS),
+    Line("+ Fisher scales", "tq-dit", (BY_HEAD,), WIDTHS),
+    Line("+ Fisher scales, without time groups", "tq-dit", (BY_HEAD, TIMELESS), WIDTHS),
+    Line(TQ_DIT, "tq-dit", (), WIDTHS),
     Line("TQ-DiT as released", "tq-dit-released", (), WIDTHS),
     Line("TQ-DiT, balanced", "tq-dit-balanced", (), WIDTHS),
     Line("static RTN, zero points", "ptq4dit", (UNBALANCED, ROUNDED), WIDTHS),
@@ -48,12 +51,13 @@ PAIRS = (
     ("+ time groups, 10", "+ two regions"),
     ("+ time groups, 25", "+ time groups, 10"),
     ("+ learned time groups, 10", "+ time groups, 10"),
-    ("TQ-DiT: + Fisher scales", "+ time groups, 10"),
-    ("TQ-DiT: + Fisher scales", "TQ-DiT without time groups"),
-    ("TQ-DiT: + Fisher scales", "static RTN"),
-    ("TQ-DiT: + Fisher scales", "static RTN, symmetric"),
-    ("TQ-DiT: + Fisher scales", "TQ-DiT as released"),
-    ("TQ-DiT, balanced", "TQ-DiT: + Fisher scales"),
+    ("+ Fisher scales", "+ time groups, 10"),
+    ("+ Fisher scales", "+ Fisher scales, without time groups"),
+    (TQ_DIT, "+ Fisher scales"),
+    (TQ_DIT, "static RTN"),
+    (TQ_DIT, "static RTN, symmetric"),
+    (TQ_DIT, "TQ-DiT as released"),
+    ("TQ-DiT, balanced", TQ_DIT),
     ("TQ-DiT, balanced", "static RTN"),
     ("TQ-DiT, balanced", "static RTN, symmetric"),
     ("+ balanced channels", "static RTN, zero points"),
@@ -63,7 +67,7 @@ PAIRS = (
     ("PTQ4DiT: + reconstruction", "Q-Diffusion"),
     ("PTQ4DiT: + reconstruction", "TCAQ-DM"),
 )
-WHOLE = ("static RTN", "TQ-DiT: + Fisher scales", "TQ-DiT, balanced", "PTQ4DiT: + reconstruction", "Q-Diffusion")
+WHOLE = ("static RTN", TQ_DIT, "TQ-DiT, balanced", "PTQ4DiT: + reconstruction", "Q-Diffusion")
 """Lines that are measured at more steps too."""
 
 

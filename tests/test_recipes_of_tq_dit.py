@@ -88,11 +88,17 @@ def test_the_papers_settings_differ_where_they_are_said_to():
 
 
 def test_switched_off_components_leave_static_ranges_per_tensor():
-    off = ["regions=off", "time-groups=off", "fisher-scales=off"]
+    off = ["regions=off", "time-groups=off", "fisher-scales=off", "attention.channels=false"]
     job = plan_ahead(jobs.pipeline(), override(get("tq-dit", "w6a6"), off))
     assert job.specs[FC2].act == Act(Int(6, False), static=True)
     side = Act(Int(6, group=8), static=True)
     assert job.attention[ATTENTION].parts == {"q": side, "k": side, "v": side, "probs": Act(Int(6, False), static=True)}
+
+
+def test_v_has_a_range_for_each_channel_where_nothing_balances_its_channels():
+    """The release has one for each head."""
+    for name, group in (("tq-dit", 1), ("tq-dit-balanced", 8), ("tq-dit-released", 8)):
+        assert plan_ahead(jobs.pipeline(), get(name, "w6a6")).attention[ATTENTION].v.grid.group == group
 
 
 def test_tq_dit_has_regions_and_rows_by_time(tmp_path):

@@ -43,9 +43,11 @@ def test_lines_are_what_their_names_say():
         assert made["assign"].act.static, line
         if line.recipe == "tq-dit":
             assert ("regions" in made) == (not line.name.startswith("static RTN")), line
-            timed = ("time groups" in line.name and "without" not in line.name) or "Fisher" in line.name
+            searched = "Fisher" in line.name or line.name == tq_dit.TQ_DIT
+            assert ("fisher-scales" in made) == searched, line
+            timed = "without" not in line.name and ("time groups" in line.name or searched)
             assert ("time-groups" in made) == timed, line
-            assert ("fisher-scales" in made) == ("TQ-DiT" in line.name), line
+            assert made["attention"].channels == (line.name == tq_dit.TQ_DIT), line
             if "+ time groups" in line.name:
                 assert made["time-groups"].groups == int(line.name.rpartition(" ")[2])
         if line.recipe == "ptq4dit":

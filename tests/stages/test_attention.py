@@ -80,8 +80,37 @@ def test_static_ranges_are_those_of_each_head_over_all_calls():
     assert job.finish().attention == job.attention
 
 
-def test_a_checkpoint_reloads_to_the_same_bits(tmp_path):
-    stages = (PLAIN, Attention(4, static=True, probs=5), Rtn(), Ranges())
+def test_channels_of_v_have_ranges_of_their_own():
+    model, plain = jobs.pipeline().transformer, jobs.pipeline().transformer
+    seen = []
+    plain.get_submodule(f"{NAMES[0]}.to_v").register_forward_hook(lambda _, args, y: seen.append(y.flatten(0, 1)))
+    jobs.outputs(plain)
+    jobs.run((Attention(static=True, channels=True), Ranges()), model)
+    part, v = model.get_submodule(NAMES[0]).quantized, torch.cat(seen)
+    want = range_table(v.amin(0), v.amax(0), Int(8, False, group=1))
+    torch.testing.assert_close(part.v.get_buffer("scale")[0], want["scale"])
+    assert part.q.get_buffer("scale").shape == part.k.get_buffer("scale").shape == (1, 2)  # heads
+
+
+def test_a_channel_of_v_that_stands_out_hurts_no_other():
+    """Its factor is undone behind attention: the model is the same."""
+
+    def error(channels):
+        models = jobs.pipeline().transformer, jobs.pipeline().transformer
+        for model in models:
+            with torch.no_grad():
+                model.get_submodule(f"{NAMES[0]}.to_v").weight[3] *= 64
+                model.get_submodule(f"{NAMES[0]}.to_v").bias[3] *= 64
+                model.get_submodule(f"{NAMES[0]}.to_out.0").weight[:, 3] /= 64
+        jobs.run((Attention(4, static=True, channels=channels, layers=r"\.0\."), Ranges()), models[0])
+        return jobs.relative_error(jobs.outputs(models[0]), jobs.outputs(models[1]))
+
+    assert error(channels=True) < error(channels=False) / 2
+
+
+@pytest.mark.parametrize("channels", [False, True])
+def test_a_checkpoint_reloads_to_the_same_bits(tmp_path, channels):
+    stages = (PLAIN, Attention(4, static=True, probs=5, channels=channels), Rtn(), Ranges())
     recipe = Recipe("test", "", Bits(8, 8), describe(stages))
     pipe = jobs.pipeline()
     ahead = plan_ahead(pipe, recipe).attention
@@ -115,6 +144,7 @@ def test_a_recipe_without_the_last_stage_is_told_what_it_lacks():
         (Attention(bits=0), r"attention\.bits 0"),
         (Attention(bits=9), r"attention\.bits 9"),
         (Attention(probs=9), r"attention\.probs 9"),
+        (Attention(channels=True), r"attention\.channels: only static ranges.*attention\.static"),
         (Attention(layers="(to"), r"attention\.layers '\(to' is not a regular expression"),
         (Attention(layers="to_x"), r"attention\.layers 'to_x' is found in no layer's name"),
     ],

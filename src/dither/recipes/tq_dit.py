@@ -24,9 +24,9 @@ def _assign(bits: Bits, group: int = 0, symmetric: bool = False) -> Assign:
     return Assign(weight=Int(bits.weight, group=group), act=act, adaln=Int(max(bits.weight, 4)))
 
 
-def _attention(bits: Bits) -> Attention:
-    """q, k and v for each head, symmetric; probabilities for all."""
-    return Attention(bits=bits.act, symmetric=True, probs=bits.act, static=True)
+def _attention(bits: Bits, channels: bool = True) -> Attention:
+    """q and k for each head, symmetric; v for each channel, or each head; probabilities for all."""
+    return Attention(bits=bits.act, symmetric=True, probs=bits.act, static=True, channels=channels)
 
 
 def _regions(bits: Bits, choose: bool = False) -> tuple[Stage, ...]:
@@ -34,21 +34,21 @@ def _regions(bits: Bits, choose: bool = False) -> tuple[Stage, ...]:
     return () if bits.act is None else (Regions(choose=choose),)
 
 
-def _tq_dit(bits: Bits) -> tuple[Stage, ...]:
+def _tq_dit(bits: Bits, channels: bool = True) -> tuple[Stage, ...]:
     """``regions=off``, ``time-groups=off`` and ``fisher-scales=off`` leave static ranges per tensor."""
-    front: tuple[Stage, ...] = (_assign(bits), _attention(bits), *_regions(bits), TimeGroups(GROUPS))
+    front: tuple[Stage, ...] = (_assign(bits), _attention(bits, channels), *_regions(bits), TimeGroups(GROUPS))
     return (*front, FisherScales(), Rtn(), Ranges())
 
 
 def _tq_dit_balanced(bits: Bits) -> tuple[Stage, ...]:
-    """Channels that stand out are divided where they are made, at no cost, before one range must hold for all of them."""
+    """Channels that stand out, those of v as well, are divided where they are made before one range must hold for all."""
     act = None if bits.act is None else Act(Int(bits.act, symmetric=False), static=True)
-    return (Smooth(search=ALPHAS, weight=Int(bits.weight), act=act), *_tq_dit(bits))
+    return (Smooth(search=ALPHAS, weight=Int(bits.weight), act=act), *_tq_dit(bits, channels=False))
 
 
 def _tq_dit_released(bits: Bits) -> tuple[Stage, ...]:
     """As released, without what is broken there: one range for each weight; the upper region ends at 1; 10 time groups."""
-    front: tuple[Stage, ...] = (_assign(bits, PER_TENSOR, True), _attention(bits), *_regions(bits), TimeGroups(GROUPS))
+    front: tuple[Stage, ...] = (_assign(bits, PER_TENSOR, True), _attention(bits, False), *_regions(bits), TimeGroups(GROUPS))
     return (*front, FisherScales(), Rtn(), Ranges(top=1.0))
 
 
