@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "spec": {"errors"},
     "native": set(),
     "numerics": {"native", "spec", "errors"},
-    "kernels": {"numerics", "spec", "errors"},
+    "kernels": {"native", "numerics", "spec", "errors"},
     "packed": {"errors"},
     "clock": {"errors"},
     "nn": {"kernels", "numerics", "spec", "packed", "clock", "errors"},

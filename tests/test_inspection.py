@@ -149,7 +149,7 @@ def test_views_are_one_weight_at_several_widths():
     row = row_of("transformer_blocks.0.attn1.to_k")
     assert row["weight"] == "8 | 4 | 5 of int8 asym per row"
     assert row["act"] == "int8 sym per token dynamic | int6 asym per token dynamic | full precision"
-    assert (row["kernel"], row["simulated"]) == ("int8_mm | dequantize", False)
+    assert (row["kernel"], row["simulated"]) == (f"{tiny.INTEGER} | {tiny.WEIGHT_ONLY}", False)
     assert row["online"] == ["pre_scale", "rotation"]
     assert row["bank_bytes"] == 0
     # codes, scales and zeros of 16 rows, online scales, signs, and the bias

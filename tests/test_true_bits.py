@@ -103,7 +103,7 @@ def test_every_linear_has_a_row_and_kept_ones_a_reason():
 def test_kernels_and_simulation_are_told_per_layer():
     model = tiny.stamped_dit(tiny.plan())
     rows = {r["name"]: r for r in describe(model, adapter_for(model))}
-    assert (rows[LAYER]["kernel"], rows[LAYER]["simulated"]) == ("int8_mm", False)
+    assert (rows[LAYER]["kernel"], rows[LAYER]["simulated"]) == (tiny.INTEGER, False)
     act_only = rows["transformer_blocks.1.ff.net.2"]
     assert (act_only["kernel"], act_only["simulated"], act_only["online"]) == (
         "reference",

@@ -8,6 +8,7 @@ from torch import nn
 
 from dither.checkpoint import Header, attach
 from dither.integrations.diffusers import ClockReader, stamp
+from dither.kernels import choose
 from dither.models import adapter_for
 from dither.models.embedders import embedding_at
 from dither.nn import QLinear, TimedLinear, ViewedLinear, install
@@ -48,6 +49,10 @@ def dit(seed: int = 0, **changes: object) -> DiTTransformer2DModel:
 
 W8A8 = LinearSpec(Int(8), Act(Int(8)))
 W4 = LinearSpec(Int(4, False, group=8))
+CPU = torch.device("cpu")
+INTEGER = choose(W8A8, (24, 16), CPU).name
+"""The kernel of integers: of native code, or of torch where there is none."""
+WEIGHT_ONLY = choose(LinearSpec(Int(4)), (24, 16), CPU).name
 STATIC = LinearSpec(Int(8), Act(Int(8, False), static=True, rows=6))
 """One row for each of three time groups and two branches."""
 RICH = LinearSpec(Int(3, False), Act(Int(8)), 1, Rotation(16, seed=3), LowRank(2), 1)

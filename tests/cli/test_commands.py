@@ -7,6 +7,7 @@ from importlib.metadata import entry_points
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 
 from dither import __version__, recipes
@@ -99,7 +100,7 @@ def test_eval(dither, packed, model, tmp_path):
     result = dither(f"eval {packed} --against {model} -n 4 --steps 2 --json e.json --html e.html --fail-if psnr<1")
     assert result.exit_code == 0, result.stderr
     assert result.stdout.count("\n") == 1  # the verdict
-    for word in ("x smaller", "bits per weight", "PSNR", "95%", "n=4", "14/20 layers", "int8_mm x12"):
+    for word in ("x smaller", "bits per weight", "PSNR", "95%", "n=4", "14/20 layers", f"{tiny.INTEGER} x12"):
         assert word in result.stdout
     data = json.loads((tmp_path / "e.json").read_text())
     for path in PROMISED:

@@ -1,6 +1,7 @@
 """What a terminal says of widths that change over time."""
 
 import pytest
+import tiny
 from rich.console import Console
 
 from dither.cli import show
@@ -12,7 +13,7 @@ def layer(block, kind, weight, act=(8, 8), banks=0):
     changing = len({*weight}) > 1 or len({*act}) > 1
     return {
         "name": f"blocks.{block}.{kind}", "kind": kind, "shape": [10, 10], "weight": f"int{max(weight)} sym per row",
-        "act": f"int{max(act)} sym per token dynamic", "kernel": "int8_mm", "simulated": False,
+        "act": f"int{max(act)} sym per token dynamic", "kernel": tiny.INTEGER, "simulated": False,
         "by_time": times if changing else None, "bank_bytes": banks, "reason": None,
     }  # fmt: skip
 

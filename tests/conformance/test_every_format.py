@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dither.errors import BadFormat
-from dither.kernels import KERNELS, choose, is_simulated, named
+from dither.kernels import KERNELS, choose, is_simulated, means, named
 from dither.kernels.int8 import _matmul
+from dither.kernels.native_ops import _has_few, _means
+from dither.native import library
 from dither.nn import Clock, QLinear, TimedLinear, ViewedLinear, build
 from dither.numerics import act_codes, act_values, decode, dynamic_table, rotate, unpack_int
 from dither.spec import (
@@ -264,14 +266,17 @@ def read_at(bits: int, whole: Int) -> Int | Nested:
     weight=st.builds(read_at, st.integers(1, 9), FORMATS), grid=FORMATS, static=st.booleans(),
     m=st.integers(1, 20), n=st.integers(2, 20), k=st.integers(2, 40), seed=st.integers(0, 99),
 )  # fmt: skip
-def test_int8_mm_sums_the_codes_that_the_reference_sums(weight, grid, static, m, n, k, seed):
+def test_integer_kernels_sum_the_codes_that_the_reference_sums(weight, grid, static, m, n, k, seed):
     layer = layer_of(LinearSpec(weight, Act(grid, static=static)), n, k, bias=False, seed=seed)
     # powers of two as scales make every float32 operation exact, so equal integer sums are equal bits
     scales = {name: layer.get_buffer(name) for name in ("weight_scale", "act_scale") if static or name != "act_scale"}
     layer.load({name: torch.where(s > 0, s.log2().round().exp2(), 1.0) for name, s in scales.items()})
     x = input_of(1, m, k, seed=seed)
-    assert layer.kernel.name == "int8_mm"
+    assert layer.kernel.name == tiny.INTEGER
+    found = layer(x)
+    layer.kernel = named("int8_mm")
     real = layer(x)
+    assert torch.equal(found, real)
     layer.kernel = named("reference")
     want = layer(x)
     if static:
@@ -283,7 +288,7 @@ def test_int8_mm_sums_the_codes_that_the_reference_sums(weight, grid, static, m,
 @pytest.mark.parametrize("shape", [(7, 1), (1, 24)])
 def test_int8_mm_refuses_axes_of_one_on_the_cpu(shape):
     """oneDNN answers with garbage there."""
-    assert choose(LinearSpec(Int(8), Act(Int(8))), shape, CPU).name == "reference"
+    assert not named("int8_mm").when(LinearSpec(Int(8), Act(Int(8))), shape, CPU)
 
 
 def test_int8_mm_of_one_row_whose_stride_says_nothing():
@@ -328,6 +333,20 @@ def test_int8_mm_on_cuda(weight, grid, m):
 # --- which kernel runs what
 
 
+NATIVE = {
+    "cpu_int8": [
+        (Int(8), Act(Int(8))), (Int(2, False), Act(Int(4, False))), (Int(8, group=PER_TENSOR), Act(Int(8), static=True)),
+        (Nested(Int(8, group=8), 4), Act(Int(8))), (Int(8, group=8), Act(Int(8))), (Int(8), Act(Int(8, group=8))),
+        (Int(1), Act(Int(8))), (Gaussian(4, 256), Act(Int(8))), (Trellis(2, 8, 1, 6), Act(Int(8))),
+        (Int(8), Act(TwoRegion(8, True), static=True)), (Int(8), Act(TwoRegion(8, True))),
+    ],
+    "int8_mm": [(Trellis(2, 8, 7, 6), Act(Int(8)))],
+    "cpu_decode": [(Nested(Int(4), 3), None), (Int(4, group=8), None), (Gaussian(4, 256), None), (Int(1), None)],
+    "dequantize": [(Codebook(2, 16), None), (None, None), (Trellis(2, 8, 7, 6), None)],
+    "reference": [
+        (Int(8), Act(Int(1))), (Codebook(2, 16), Act(Int(8))), (None, Act(Int(8))), (Int(8), Act(Log2(8), static=True)),
+    ],
+}  # fmt: skip
 SELECTION = {
     "int8_mm": [
         (Int(8), Act(Int(8))), (Int(2, False), Act(Int(4, False))), (Int(8, group=PER_TENSOR), Act(Int(8), static=True)),
@@ -343,14 +362,37 @@ SELECTION = {
 
 
 def test_every_kernel_is_in_the_selection():
-    assert set(SELECTION) == {k.name for k in KERNELS}
+    assert set(NATIVE) == {k.name for k in KERNELS}
     assert KERNELS[-1].name == "reference"
 
 
-@pytest.mark.parametrize(
-    ("kernel", "weight", "act"), [(name, *pair) for name, pairs in SELECTION.items() for pair in pairs], ids=str
-)
-def test_selection(kernel, weight, act):
+def rows(table):
+    return [(name, *pair) for name, pairs in table.items() for pair in pairs]
+
+
+@pytest.fixture
+def torch_alone(monkeypatch):
+    """No native code."""
+    monkeypatch.setenv("DITHER_NATIVE", "off")
+    for cached in (library, _means, _has_few):
+        cached.cache_clear()
+    yield
+    for cached in (library, _means, _has_few):
+        cached.cache_clear()
+
+
+@pytest.mark.skipif(means() is None, reason="no native code on this machine")
+@pytest.mark.parametrize(("kernel", "weight", "act"), rows(NATIVE), ids=str)
+def test_selection_with_native_code(kernel, weight, act):
+    selected(kernel, weight, act)
+
+
+@pytest.mark.parametrize(("kernel", "weight", "act"), rows(SELECTION), ids=str)
+def test_selection_of_torch_alone(kernel, weight, act, torch_alone):
+    selected(kernel, weight, act)
+
+
+def selected(kernel, weight, act):
     spec = LinearSpec(weight, act)
     found = choose(spec, (N, K), CPU)
     assert found.name == kernel

@@ -34,18 +34,19 @@ def test_the_first_that_fits_wins(monkeypatch):
     mine = Kernel("mine", True, lambda spec, shape, device: spec == tiny.W4, KERNELS[-1].prepare, KERNELS[-1].run)
     monkeypatch.setattr("dither.kernels.table.KERNELS", [mine, *KERNELS])
     assert choose(tiny.W4, (8, 8), torch.device("cpu")).name == "mine"
-    assert choose(tiny.W8A8, (8, 8), torch.device("cpu")).name == "int8_mm"
+    assert choose(tiny.W8A8, (8, 8), torch.device("cpu")).name == tiny.INTEGER
     assert named("mine") is mine
 
 
 def test_an_unknown_name_lists_the_known():
-    with pytest.raises(DitherError, match="unknown kernel 'fast'; known are int8_mm, dequantize, reference"):
+    known = "cpu_int8, int8_mm, cpu_decode, dequantize, reference"
+    with pytest.raises(DitherError, match=f"unknown kernel 'fast'; known are {known}"):
         named("fast")
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
 def test_a_kernel_leaves_its_inputs_alone(kernel):
-    found = layer(tiny.W4 if kernel.name == "dequantize" else ASYM)
+    found = layer(tiny.W4 if kernel.name in ("cpu_decode", "dequantize") else ASYM)
     stored = found.stored()
     before = {k: v.clone() for k, v in stored.items()}
     x = torch.randn(3, 16)

@@ -4,6 +4,7 @@ import json
 
 import jobs
 import pytest
+import tiny
 
 import dither
 from dither.cli.work import inspect_model
@@ -63,7 +64,7 @@ def test_sizes_are_those_on_the_disk(pair, results):
 def test_layers(results):
     layers = results["layers"]
     assert (layers["quantized"], layers["total"], layers["simulated"]) == (14, 20, 0)
-    assert results["kernels"] == {"dequantize": 2, "int8_mm": 12}
+    assert results["kernels"] == {tiny.WEIGHT_ONLY: 2, tiny.INTEGER: 12}
     snr = results["layer_snr"]
     assert len(snr["db"]) == len(snr["layers"]) == 14 + 2  # and the blocks
     assert all(len(row) == 3 for row in snr["db"])

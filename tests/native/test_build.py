@@ -43,12 +43,17 @@ def test_another_source_flag_or_compiler_is_another_library(monkeypatch, tmp_pat
     source, plain = Path(build.__file__).parent / "trellis.cpp", build._compiler()
     other = tmp_path / "trellis.cpp"
     other.write_text(source.read_text() + "\n")
-    keys = {build._key(source, plain), build._key(other, plain), build._key(source, [*plain, "-g"])}
+    flags = build._flags("")
+    keys = {
+        build._key(source, plain, flags),
+        build._key(other, plain, flags),
+        build._key(source, [*plain, "-g"], flags),
+    }
+    (tmp_path / "included.h").write_text("// changed")
+    keys |= {build._key(other, plain, flags), build._key(source, plain, (*flags, "-O1"))}
     monkeypatch.setattr(build, "_cpu", lambda: "another")
-    keys.add(build._key(source, plain))
-    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-O1"))
-    keys.add(build._key(source, plain))
-    assert len(keys) == 5
+    keys.add(build._key(source, plain, flags))
+    assert len(keys) == 6
 
 
 @needs_compiler
@@ -74,6 +79,16 @@ def test_it_can_be_switched_off_without_a_word(value, monkeypatch, caplog):
     assert library("trellis") is None
     assert not caplog.records
     assert not cache_folder().exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [("avx3", "DITHER_NATIVE is 'avx3', and may be off, avx2, avx512 or empty"), ("avx2", "this CPU has no avx2")],
+)
+def test_instructions_that_are_not_there(value, says, monkeypatch, caplog):
+    monkeypatch.setattr(build, "_cpu", lambda: "flags : sse2")
+    monkeypatch.setenv("DITHER_NATIVE", value)
+    refused(caplog, says)
 
 
 def test_a_compiler_that_is_not_there(monkeypatch, caplog):
@@ -120,7 +135,7 @@ def test_a_cache_that_cannot_be_made(caplog, tmp_path):
 @needs_compiler
 def test_a_damaged_library_is_not_taken_for_one(caplog):
     cache_folder().mkdir(parents=True)
-    key = build._key(Path(build.__file__).parent / "trellis.cpp", build._compiler())
+    key = build._key(Path(build.__file__).parent / "trellis.cpp", build._compiler(), build._flags(""))
     (cache_folder() / f"trellis-{key}.so").write_bytes(b"\x7fELF")
     refused(caplog, "no native code for 'trellis'")
 

@@ -104,7 +104,7 @@ def test_the_weight_is_stored_once_and_the_bias_outside():
 
 def test_no_view_is_simulated():
     layer, _ = viewed()
-    assert [k.name for k in layer.kernels] == ["int8_mm", "int8_mm", "dequantize"]
+    assert [k.name for k in layer.kernels] == [tiny.INTEGER, tiny.INTEGER, tiny.WEIGHT_ONLY]
     assert all(k.real for k in layer.kernels)
 
 

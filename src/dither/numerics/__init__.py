@@ -27,7 +27,7 @@ from dither.numerics.codebook import (
     words_dtype,
 )
 from dither.numerics.formats import Layout, decode, encode, layout, recode, stored_bits, validate
-from dither.numerics.gaussian import gaussian_codes, gaussian_indices, gaussian_values, pack_gaussian
+from dither.numerics.gaussian import gaussian_codes, gaussian_indices, gaussian_values, gaussian_words, pack_gaussian
 from dither.numerics.hadamard import (
     hadamard_matrix,
     hadamard_order,
@@ -62,6 +62,7 @@ from dither.numerics.trellis import (
     trellis_bits,
     trellis_codes,
     trellis_from_bits,
+    trellis_values,
 )
 
 __all__ = [
@@ -91,6 +92,7 @@ __all__ = [
     "gaussian_codes",
     "gaussian_indices",
     "gaussian_values",
+    "gaussian_words",
     "grid",
     "grouped",
     "groups",
@@ -120,6 +122,7 @@ __all__ = [
     "trellis_bits",
     "trellis_codes",
     "trellis_from_bits",
+    "trellis_values",
     "unpack",
     "unpack_indices",
     "unpack_int",

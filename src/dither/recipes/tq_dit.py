@@ -48,7 +48,12 @@ def _tq_dit_balanced(bits: Bits) -> tuple[Stage, ...]:
 
 def _tq_dit_released(bits: Bits) -> tuple[Stage, ...]:
     """As released, without what is broken there: one range for each weight; the upper region ends at 1; 10 time groups."""
-    front: tuple[Stage, ...] = (_assign(bits, PER_TENSOR, True), _attention(bits, False), *_regions(bits), TimeGroups(GROUPS))
+    front: tuple[Stage, ...] = (
+        _assign(bits, PER_TENSOR, True),
+        _attention(bits, False),
+        *_regions(bits),
+        TimeGroups(GROUPS),
+    )
     return (*front, FisherScales(), Rtn(), Ranges(top=1.0))
 
 

@@ -1,0 +1,160 @@
+"""Kernels of native code, on AMX, AVX-512 VNNI, AVX-VNNI or AVX2, whichever the CPU has.
+
+    cpu_int8     y = s_x s_w [ sum a c - z_x sum c - z_w sum a + K z_x z_w ] + bias,  summed over groups
+    cpu_decode   y = x decode(weight)^T + bias    of few rows, such as those of modulation; of more, as ``dequantize`` does
+
+``cpu_int8`` sums the integers that ``int8_mm`` does and, where there are no groups, gives the same bits; it takes groups and
+two regions of inputs besides. Packed codes of any format whose values are integers become int8 in the caches, once for each
+call. Two regions are two passes: values of one, then of the other. Where there is no compiler, or none of these
+instructions, the kernels of torch do the work.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from dither.kernels.native_ops import FACTS, INTEGERS, MOST_ROWS, TRELLIS, TYPES, WORDS, has_few, means
+from dither.kernels.reference import DEQUANTIZE
+from dither.kernels.table import Inputs, Kernel, Shape
+from dither.numerics import dynamic_table, gaussian_words, groups, trellis_values
+from dither.spec import PER_TENSOR, Format, Gaussian, Grid, Int, LinearSpec, Nested, Trellis, TwoRegion
+
+__all__ = ["CPU_DECODE", "CPU_INT8"]
+
+_PANEL = 64  # outputs that native code takes at a time; tiles of trellises must divide them
+_MOST_INPUTS = 1 << 16  # sums fit 32 bits
+
+
+def _has_integers(fmt: Format | None) -> bool:
+    """Whether codes of this format are, or name, integers that native code knows."""
+    if isinstance(fmt, Trellis):
+        return _PANEL % fmt.rows == 0
+    return isinstance(fmt, Int | Nested | Gaussian)
+
+
+def _takes(grid: Grid) -> bool:
+    """Whether inputs may be rounded to this grid."""
+    if isinstance(grid, TwoRegion):
+        return grid.signed
+    return isinstance(grid, Int) and not (
+        grid.symmetric and grid.bits == 1
+    )  # codes of {-1, +1} are not integers in place
+
+
+def _fits(spec: LinearSpec, shape: Shape, device: torch.device) -> bool:
+    if device.type != "cpu" or spec.act is None or not 0 < shape[1] <= _MOST_INPUTS:
+        return False
+    return _has_integers(spec.weight) and _takes(spec.act.grid) and means() is not None
+
+
+def _fits_weight_only(spec: LinearSpec, shape: Shape, device: torch.device) -> bool:
+    return device.type == "cpu" and spec.act is None and min(shape) > 0 and _has_integers(spec.weight) and has_few()
+
+
+def _facts(spec: LinearSpec, shape: Shape) -> list[int]:
+    """Numbers of ``FACTS`` for a linear."""
+    n, k = shape
+    facts = {"outputs": n, "inputs": k, **_weight_facts(spec, shape)}
+    if spec.act is not None:
+        grid = spec.act.grid
+        many = groups(k, grid.group)
+        segments = k // math.gcd(k // many, k // facts["weight_groups"])
+        regions = isinstance(grid, TwoRegion)
+        signed = isinstance(grid, Int) and grid.symmetric
+        facts |= {"act_bits": getattr(grid, "bits"), "act_symmetric": int(signed), "act_regions": int(regions)}  # noqa: B009
+        facts |= {"act_groups": many, "segments": segments}
+    return [facts.get(name, 0) for name in FACTS]
+
+
+def _weight_facts(spec: LinearSpec, shape: Shape) -> dict[str, int]:
+    n, k = shape
+    fmt = spec.weight
+    if isinstance(fmt, Trellis):
+        tile = {"dim": fmt.rows, "columns": fmt.columns, "states": fmt.states}
+        return {"kind": TRELLIS, "bits": fmt.bits, **tile, "scale_rows": n, "weight_groups": 1}
+    if isinstance(fmt, Gaussian):
+        return {"kind": WORDS, "bits": fmt.bits, "dim": fmt.dim, "scale_rows": n, "weight_groups": 1}
+    whole = _whole(fmt)
+    facts = {"kind": INTEGERS, "bits": whole.bits, "weight_groups": groups(k, whole.group)}
+    facts["scale_rows"] = 1 if whole.group == PER_TENSOR else n
+    if isinstance(fmt, Nested):
+        unread = whole.bits - fmt.bits
+        facts |= {"ones": (1 << unread) - 1, "turn": (1 << unread - 1) - 1}
+    if _is_sign(whole):
+        return {**facts, "kind": WORDS, "dim": 1}
+    if whole.symmetric:
+        sign = 1 << whole.bits - 1
+        return facts if whole.bits == 8 else {**facts, "flip": sign, "sub": sign}
+    return {**facts, "flip": 128, "zero_moved": 128} if whole.bits == 8 else facts
+
+
+def _whole(fmt: Format | None) -> Int:
+    """The integers that are stored."""
+    whole = fmt.whole if isinstance(fmt, Nested) else fmt
+    assert isinstance(whole, Int)  # see _has_integers
+    return whole
+
+
+def _is_sign(fmt: Int) -> bool:
+    """Codes of 0 and 1 stand for -1 and +1."""
+    return fmt.symmetric and fmt.bits == 1
+
+
+def _table(fmt: Format | None) -> Tensor | None:
+    """What codes are looked up in, int8."""
+    if isinstance(fmt, Trellis):
+        return trellis_values(fmt.states)
+    if isinstance(fmt, Gaussian):
+        return gaussian_words(fmt)
+    return torch.tensor([-1, 1], dtype=torch.int8) if _is_sign(_whole(fmt)) else None
+
+
+def _prepare(spec: LinearSpec, shape: Shape, weight: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Scales as float32, numbers, and the values that codes name: a few bytes a row, and what all layers share."""
+    table = _table(spec.weight)
+    facts = torch.tensor(_facts(spec, shape), dtype=torch.int64)
+    return {"scale": weight["scale"].float(), "facts": facts} | ({} if table is None else {"table": table})
+
+
+def _run(call: Inputs) -> Tensor:
+    spec, facts = call.spec, call.prepared["facts"]
+    assert spec.act is not None  # see _fits
+    x = call.x if call.x.dtype in TYPES else call.x.float()
+    given = call.table
+    if given is None and spec.act.grid.group == PER_TENSOR:
+        given = dynamic_table(x, spec.act.grid)
+    found = {name: _rows_of(t, x) for name, t in (given or {}).items()}
+    y: Tensor = torch.ops.dither.linear_int8(
+        x, *_stored(call), found.get("scale"), found.get("upper"), found.get("zero"), _bias(call), facts, call.shape[0]
+    )
+    return y.to(call.x.dtype)
+
+
+def _run_weight_only(call: Inputs) -> Tensor:
+    k = call.shape[1]
+    if call.x.numel() > MOST_ROWS * k or call.x.numel() == 0:
+        return DEQUANTIZE.run(call)
+    x, facts = call.x.float(), call.prepared["facts"]
+    y: Tensor = torch.ops.dither.linear_few(x, *_stored(call), _bias(call), facts, call.shape[0])
+    return y.to(call.x.dtype)
+
+
+def _stored(call: Inputs) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Codes, scales, zero points and what codes name."""
+    return call.weight["codes"], call.prepared["scale"], call.weight.get("zero"), call.prepared.get("table")
+
+
+def _bias(call: Inputs) -> Tensor | None:
+    return None if call.bias is None else call.bias.float()
+
+
+def _rows_of(t: Tensor, x: Tensor) -> Tensor:
+    """Ranges that broadcast against (..., G) as (M or 1, G)."""
+    count = t.shape[-1]
+    return t.reshape(1, count) if t.numel() == count else t.expand(*x.shape[:-1], count).reshape(-1, count)
+
+
+CPU_INT8 = Kernel("cpu_int8", True, _fits, _prepare, _run)
+CPU_DECODE = Kernel("cpu_decode", True, _fits_weight_only, _prepare, _run_weight_only)

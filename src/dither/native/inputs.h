@@ -1,0 +1,150 @@
+// Rows of inputs to codes, with ranges of their own or given ones: what dither.numerics.integer does, to the same codes.
+
+#pragma once
+
+#include <cfloat>
+#include <cmath>
+#include <cstdint>
+
+#include "lanes.h"
+
+namespace dither {
+
+enum Type : int64_t { F32 = 0, BF16 = 1 };
+
+// The integers that inputs become. Two regions have steps of their own below 0 and from 0 on, and so take two passes: each
+// sees the values of one of them, and 0 in the place of the others.
+struct Grid {
+    int64_t bits;
+    int64_t symmetric;
+    int64_t regions;
+};
+
+inline int64_t passes(const Grid& grid) { return grid.regions ? 2 : 1; }
+
+// What codes of a pass may be, and what is added to them: they are stored as unsigned bytes.
+struct Codes {
+    float low, high;
+    int32_t zero;
+};
+
+inline Codes codes_of(const Grid& grid, int64_t pass) {
+    const int32_t half = 1 << (grid.bits - 1);
+    const float below = static_cast<float>(128 - half), above = static_cast<float>(half - 1);
+    if (grid.regions) return pass == 0 ? Codes{0.0f, above, 0} : Codes{below, 128.0f, 128};
+    if (grid.symmetric) return Codes{below, 128.0f + above, 128};
+    return Codes{0.0f, static_cast<float>(2 * half - 1), 0};
+}
+
+// ``count`` values as float32.
+inline void widen(const void* x, int64_t type, int64_t at, int64_t count, float* out) {
+    if (type == F32) {
+        std::memcpy(out, static_cast<const float*>(x) + at, static_cast<size_t>(count) * sizeof(float));
+        return;
+    }
+    const uint16_t* in = static_cast<const uint16_t*>(x) + at;
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) store(out + i, from_bf16(in + i));
+    for (; i < count; ++i) {
+        const uint32_t bits = static_cast<uint32_t>(in[i]) << 16;
+        std::memcpy(out + i, &bits, sizeof bits);
+    }
+}
+
+struct Range {
+    float low, high;
+    bool finite;
+};
+
+// Least and greatest value, 0 among them.
+inline Range range_of(const float* x, int64_t count) {
+    Floats low{}, high{}, rest{};
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        const Floats v = load<Floats>(x + i);
+        low = least(low, v);
+        high = most(high, v);
+        rest += v * 0.0f;  // NaN of what is not finite
+    }
+    Range r{0.0f, 0.0f, true};
+    float sum = 0.0f;
+    for (int j = 0; j < LANES; ++j) {
+        r.low = low[j] < r.low ? low[j] : r.low;
+        r.high = high[j] > r.high ? high[j] : r.high;
+        sum += rest[j];
+    }
+    for (; i < count; ++i) {
+        r.low = x[i] < r.low ? x[i] : r.low;
+        r.high = x[i] > r.high ? x[i] : r.high;
+        sum += x[i] * 0.0f;
+    }
+    r.finite = sum == 0.0f;
+    return r;
+}
+
+inline float flushed(float scale) { return scale < FLT_MIN ? 0.0f : scale; }
+
+// Scale and zero point of a pass for a range. What is not finite makes the scale NaN, and so all that comes of it.
+inline void grid_of(const Range& r, const Grid& grid, int64_t pass, float* scale, int32_t* zero) {
+    *zero = codes_of(grid, pass).zero;
+    if (grid.regions) {
+        const float half = static_cast<float>(1 << (grid.bits - 1));
+        *scale = flushed(pass == 0 ? r.high / (half - 1.0f) : -r.low / half);
+    } else if (grid.symmetric) {
+        const float top = -r.low > r.high ? -r.low : r.high;
+        const float steps = static_cast<float>((1 << (grid.bits - 1)) - 1);
+        *scale = flushed(top / (steps < 1.0f ? 1.0f : steps));
+    } else {
+        const float steps = static_cast<float>((1 << grid.bits) - 1), span = r.high - r.low;
+        *scale = flushed((span < FLT_MAX ? span : FLT_MAX) / steps);
+        const float z = *scale == 0.0f ? 0.0f : nearbyintf(-r.low / *scale);
+        *zero = static_cast<int32_t>(z < 0.0f ? 0.0f : z > steps ? steps : z);
+    }
+    if (!r.finite) *scale = NAN;
+}
+
+// clamp(round(x / scale) + zero) of ``LANES`` values, as float32. The quotient is exact where it decides: a product by
+// the reciprocal is off by a few units in the last place, which matters next to a tie alone.
+inline Floats rounded(Floats x, float scale, float inverse, float zero, float low, float high) {
+    Floats t = x * inverse;
+    t = most(least(t, all(512.0f)), all(-512.0f));
+    Floats code = nearest(t);
+    const Ints near = size_of(t - code) > 0.4999f;
+    bool any = false;
+#if defined(__AVX512F__)
+    any = _mm512_cmplt_epi32_mask((__m512i)near, _mm512_setzero_si512()) != 0;
+#else
+    for (int j = 0; j < LANES; ++j) any |= near[j] != 0;
+#endif
+    if (any) {
+        const Floats exact = x / scale;
+        code = nearest(most(least(exact, all(512.0f)), all(-512.0f)));
+    }
+    return most(least(code + zero, all(high)), all(low));
+}
+
+// Codes of ``count`` values; what is left up to ``padded`` bytes becomes 0. The sum of the codes.
+inline int32_t encode(const float* x, int64_t count, int64_t padded, const Codes& may, float scale, int32_t zero, uint8_t* out) {
+    const bool none = !(scale > 0.0f);  // everything is 0, or nothing is known
+    const float inverse = none ? 0.0f : 1.0f / scale;
+    const float by = none ? INFINITY : scale;
+    const float offset = static_cast<float>(zero);  // that of signed codes is what they move by
+    Ints sum{};
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        const Ints q = __builtin_convertvector(rounded(load<Floats>(x + i), by, inverse, offset, may.low, may.high), Ints);
+        sum += q;
+        store(out + i, __builtin_convertvector(q, Bytes));
+    }
+    int32_t total = 0;
+    for (int j = 0; j < LANES; ++j) total += sum[j];
+    for (; i < count; ++i) {
+        const float q = rounded(all(x[i]), by, inverse, offset, may.low, may.high)[0];
+        total += static_cast<int32_t>(q);
+        out[i] = static_cast<uint8_t>(q);
+    }
+    std::memset(out + count, 0, static_cast<size_t>(padded - count));
+    return total;
+}
+
+}  // namespace dither

@@ -1,0 +1,96 @@
+// Vectors as wide as the CPU's, written once: arithmetic by the compiler's vector types, and what they lack by name.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace dither {
+
+#if defined(__AVX512F__) && defined(__AVX512VNNI__) && defined(__AVX512BW__)
+constexpr int LANES = 16;
+#else
+constexpr int LANES = 8;
+#endif
+
+typedef float Floats __attribute__((vector_size(LANES * 4)));
+typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
+typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
+typedef int8_t Bytes __attribute__((vector_size(LANES)));
+
+template <class V>
+inline V load(const void* p) {
+    V v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+
+template <class V>
+inline void store(void* p, const V& v) {
+    std::memcpy(p, &v, sizeof v);
+}
+
+inline Floats all(float x) { return x - Floats{}; }
+inline Ints all(int32_t x) { return x - Ints{}; }
+inline Floats to_floats(Ints v) { return __builtin_convertvector(v, Floats); }
+inline Floats least(Floats a, Floats b) { return a < b ? a : b; }
+inline Floats most(Floats a, Floats b) { return a > b ? a : b; }
+inline Floats bits_to_floats(Ints v) { return (Floats)v; }
+inline Floats size_of(Floats v) { return (Floats)((Ints)v & 0x7fffffff); }
+
+// bfloat16: the upper half of a float.
+inline Floats from_bf16(const uint16_t* p) {
+    return (Floats)(__builtin_convertvector(load<Halves>(p), Ints) << 16);
+}
+
+// To the nearest, ties to even; NaN stays one.
+inline void to_bf16(uint16_t* p, Floats v) {
+    const Ints bits = (Ints)v;
+    const Ints rounded = bits + 0x7fff + ((bits >> 16) & 1);
+    const Ints kept = v == v ? rounded : (bits | 0x400000);
+    store(p, __builtin_convertvector((kept >> 16) & 0xffff, Halves));
+}
+
+// To the nearest integer, ties to even, of values below 2^22 in size.
+inline Floats nearest(Floats v) {
+    const float magic = 12582912.0f;  // 1.5 * 2^23: nothing behind the point is left
+    return (v + magic) - magic;
+}
+
+// a b + c, rounded once where the CPU can.
+inline Floats fused(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__) && defined(__AVX512VNNI__) && defined(__AVX512BW__)
+    return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__) && defined(__FMA__)
+    return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
+// sum += four bytes of ``a``, unsigned and the same for all lanes, times four of each lane of ``b``, signed.
+inline Ints dot(Ints sum, int32_t a, Ints b) {
+#if defined(__AVX512F__) && defined(__AVX512VNNI__) && defined(__AVX512BW__)
+    return (Ints)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(a), (__m512i)b);
+#elif defined(__AVXVNNI__)
+    return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sum, _mm256_set1_epi32(a), (__m256i)b);
+#elif defined(__AVX2__)
+    // In 16 bits each product is exact; the one instruction for bytes saturates.
+    const __m256i x = _mm256_set1_epi32(a), even = _mm256_and_si256(x, _mm256_set1_epi16(0xff));
+    const __m256i y = (__m256i)b, low = _mm256_srai_epi16(_mm256_slli_epi16(y, 8), 8);
+    const __m256i first = _mm256_madd_epi16(even, low);
+    const __m256i second = _mm256_madd_epi16(_mm256_srli_epi16(x, 8), _mm256_srai_epi16(y, 8));
+    return (Ints)_mm256_add_epi32((__m256i)sum, _mm256_add_epi32(first, second));
+#else
+    const uint32_t u = static_cast<uint32_t>(a);
+    const Ints b0 = (b << 24) >> 24, b1 = (b << 16) >> 24, b2 = (b << 8) >> 24, b3 = b >> 24;
+    const auto byte = [u](int i) { return static_cast<int32_t>(u >> 8 * i & 0xff); };
+    return sum + byte(0) * b0 + byte(1) * b1 + byte(2) * b2 + byte(3) * b3;
+#endif
+}
+
+}  // namespace dither

@@ -1,0 +1,191 @@
+"""Kernels of native code: the same bits on all instructions and threads, and nothing is read that is not there."""
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from dither.errors import DitherError
+from dither.kernels import choose, means, named, native_ops
+from dither.kernels.table import Inputs
+from dither.native import build, library
+from dither.nn import build as built
+from dither.numerics import encode
+from dither.spec import Act, Gaussian, Int, LinearSpec, Nested, Trellis, TwoRegion
+
+pytestmark = pytest.mark.skipif(means() is None, reason="no native code on this machine")
+CPU = torch.device("cpu")
+SPECS = [
+    LinearSpec(Int(8), Act(Int(8))),
+    LinearSpec(Int(8, False), Act(Int(8, False))),
+    LinearSpec(Int(4, False, 24), Act(Int(6, False, 8))),
+    LinearSpec(Nested(Int(8, False), 3), Act(Int(8))),
+    LinearSpec(Trellis(2, 12, 16, 24), Act(Int(8))),
+    LinearSpec(Gaussian(4, 256), Act(Int(8, False))),
+    LinearSpec(Int(8), Act(TwoRegion(8, True))),
+    LinearSpec(Int(3, False, 24)),
+    LinearSpec(Trellis(3, 12, 16, 24)),
+]
+
+
+def call_of(spec, x, n, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    k = x.shape[-1]
+    stored = encode(torch.randn(n, k, generator=generator), spec.weight)
+    kernel = choose(spec, (n, k), CPU)
+    bias = torch.randn(n, generator=generator)
+    return kernel, Inputs(x, spec, (n, k), stored, None, bias, kernel.prepare(spec, (n, k), stored))
+
+
+def forget():
+    for cached in (library, native_ops._means, native_ops._has_few):
+        cached.cache_clear()
+
+
+@pytest.fixture
+def afresh():
+    forget()
+    yield
+    forget()
+
+
+@pytest.mark.parametrize("rows", [3, 37])
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_all_instructions_and_threads_give_the_same_bits(spec, rows, afresh, monkeypatch):
+    x = torch.randn(rows, 72, generator=torch.Generator().manual_seed(1))
+    before, found = torch.get_num_threads(), []
+    for name, (needs, _) in build.INSTRUCTIONS.items():
+        if needs and needs not in build._cpu().split():
+            continue
+        monkeypatch.setenv("DITHER_NATIVE", name)
+        forget()
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            kernel, call = call_of(spec, x, 80)
+            assert kernel.name.startswith("cpu_")
+            found.append(kernel.run(call))
+        torch.set_num_threads(before)
+    if spec.act is None:  # sums of float32 are as long as the CPU's vectors
+        assert all(torch.allclose(y, found[0], rtol=1e-5, atol=1e-5) for y in found)
+    else:
+        assert all(torch.equal(y, found[0]) for y in found)
+
+
+def test_codes_next_to_a_tie_are_those_of_a_division():
+    """A product by the reciprocal would be off there."""
+    k = 64
+    spec = LinearSpec(Int(8), Act(Int(8)))
+    weight = torch.eye(k)
+    stored = encode(weight, spec.weight)
+    generator = torch.Generator().manual_seed(0)
+    top = torch.rand(200, 1, generator=generator) * 10
+    halves = (torch.randint(-126, 126, (200, k), generator=generator) + 0.5) * (top / 127)
+    nudged = torch.stack([torch.nextafter(halves, halves + step) for step in (-1.0, 0.0, 1.0)]).flatten(0, 1)
+    x = torch.cat([nudged, top.repeat(3, 1)], 1)[:, 1:]
+    calls = {}
+    for name in ("cpu_int8", "int8_mm"):
+        kernel = named(name)
+        prepared = kernel.prepare(spec, (k, k), stored)
+        calls[name] = kernel.run(Inputs(x, spec, (k, k), stored, None, None, prepared))
+    assert torch.equal(calls["cpu_int8"], calls["int8_mm"])
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_finite_makes_its_own_row_nan(bad):
+    x = torch.randn(20, 72)
+    x[3, 5] = bad
+    kernel, call = call_of(SPECS[0], x, 80)
+    y = kernel.run(call)
+    assert y[3].isnan().all()
+    assert y[[i for i in range(20) if i != 3]].isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(0, 72), (2, 0, 72)])
+@pytest.mark.parametrize("spec", [SPECS[0], SPECS[-1]], ids=str)
+def test_no_rows_give_no_rows(shape, spec):
+    kernel, call = call_of(spec, torch.randn(shape), 80)
+    assert kernel.run(call).shape == (*shape[:-1], 80)
+
+
+def test_few_rows_and_many_agree():
+    x = torch.randn(40, 72)
+    for spec in SPECS[-2:]:
+        kernel, call = call_of(spec, x, 80)
+        few = [kernel.run(call_of(spec, x[i : i + 8], 80)[1]) for i in range(0, 40, 8)]
+        torch.testing.assert_close(torch.cat(few), kernel.run(call))
+
+
+def arguments(spec=SPECS[1], rows=9):
+    _, call = call_of(spec, torch.randn(rows, 72), 80)
+    return [
+        call.x, call.weight["codes"], call.prepared["scale"], call.weight.get("zero"), call.prepared.get("table"), None, None,
+        None, call.bias, call.prepared["facts"], 80,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", SPECS[:7], ids=str)
+def test_the_operator_of_integers_is_a_good_one(spec):
+    torch.library.opcheck(torch.ops.dither.linear_int8.default, tuple(arguments(spec)))
+
+
+def test_the_operator_of_few_rows_is_a_good_one():
+    given = arguments(SPECS[-1])
+    torch.library.opcheck(torch.ops.dither.linear_few.default, tuple(given[:5] + given[8:]))
+
+
+@pytest.mark.parametrize("spec", [SPECS[0], SPECS[2], SPECS[7]], ids=str)
+def test_graphs_are_whole(spec):
+    torch.manual_seed(0)
+    dense = nn.Linear(72, 80)
+    layer = built(spec, dense)
+    tiny.fill(layer, dense.weight, 0)
+    layer.requires_grad_(False)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for rows in (3, 40):
+        x = torch.randn(rows, 72)
+        torch.testing.assert_close(compiled(x), layer(x))
+
+
+@pytest.mark.parametrize(
+    ("place", "wrong", "says"),
+    [
+        (0, torch.randn(9, 71), r"x is float32 \(9, 71\)"),
+        (0, torch.randn(9, 72).half(), r"x is float16"),
+        (1, torch.zeros(80, 71, dtype=torch.uint8), r"codes is uint8 \(80, 71\)"),
+        (1, torch.zeros(80, 72, dtype=torch.int8), r"codes is int8"),
+        (2, torch.ones(79, 1), r"scale is float32 \(79, 1\)"),
+        (3, torch.zeros(80, 2, dtype=torch.uint8), r"zero is uint8 \(80, 2\)"),
+        (4, torch.zeros(7, dtype=torch.float32), r"table is float32 \(7,\)"),
+        (5, torch.ones(8, 1), r"act_scale is float32 \(8, 1\)"),
+        (8, torch.ones(79), r"bias is float32 \(79,\)"),
+    ],
+)  # fmt: skip
+def test_tensors_that_do_not_fit_are_refused_before_they_are_read(place, wrong, says):
+    given = arguments()
+    given[place] = wrong
+    with pytest.raises(DitherError, match=f"a linear of 80 x 72 cannot run: {says}"):
+        torch.ops.dither.linear_int8(*given)
+
+
+def test_words_without_a_table_are_refused():
+    given = arguments(SPECS[5])
+    given[4] = None
+    with pytest.raises(DitherError, match="table is nothing"):
+        torch.ops.dither.linear_int8(*given)
+    given = arguments(SPECS[6])
+    given[5] = torch.ones(9, 1)
+    with pytest.raises(DitherError, match="act_upper is nothing"):
+        torch.ops.dither.linear_int8(*given)
+
+
+def test_another_number_of_outputs_is_refused():
+    given = arguments()
+    given[-1] = 81
+    with pytest.raises(DitherError, match="a linear of 80 outputs was asked for 81"):
+        torch.ops.dither.linear_int8(*given)
+
+
+def test_more_rows_than_few_are_refused():
+    given = arguments(SPECS[-1], rows=17)
+    with pytest.raises(DitherError, match=r"x is float32 \(17, 72\)"):
+        torch.ops.dither.linear_few(*given[:5], *given[8:])

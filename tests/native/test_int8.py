@@ -1,0 +1,197 @@
+"""The C++ of linears under sanitizers, for every set of instructions that this CPU has, beside sums made one by one."""
+
+import pytest
+from sanitized import needs_compiler, run
+
+from dither.native import build
+
+MAIN = """
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+using namespace dither;
+
+static uint32_t seed = 1;
+static uint32_t bits32() { return seed = seed * 1664525u + 1013904223u; }
+static float random_float() { return (bits32() >> 8) / 8388608.0f - 1.0f; }
+
+// A weight of exactly as many bytes as it takes, so that a byte too far is found.
+struct Made {
+    std::vector<uint8_t> codes;
+    std::vector<int8_t> table;
+    std::vector<float> scale;
+    std::vector<uint8_t> zero;
+    Weight weight{};
+};
+
+static Made made(int64_t kind, int64_t bits, int64_t n, int64_t k, int64_t groups, bool zeros) {
+    Made m;
+    const int64_t dim = kind == INTEGERS ? 0 : 4;
+    const int64_t lines = kind == TRELLIS ? n / dim : n;
+    const int64_t each = kind == TRELLIS ? k * dim : kind == WORDS ? k / dim : k;
+    const int64_t stride = (each * bits + 7) / 8;
+    m.codes.resize(lines * stride);
+    for (auto& c : m.codes) c = bits32() >> 24;
+    const int64_t states = 2 * bits + 1;
+    if (kind != INTEGERS) m.table.resize(kind == TRELLIS ? int64_t{1} << states : dim << bits);
+    for (auto& v : m.table) v = static_cast<int8_t>(bits32() >> 24);
+    m.scale.resize(n * groups);
+    for (auto& s : m.scale) s = 0.01f;
+    if (zeros) m.zero.resize(n * groups);
+    for (auto& z : m.zero) z = bits32() >> 28;
+    m.weight = Weight{kind, n, k, nullptr, stride, bits, 0, 0, 0, 0, nullptr, dim, 4, states};
+    if (kind == INTEGERS && bits == 8) m.weight.flip = 128;
+    return m;
+}
+
+static void point(Made& m) {
+    m.weight.codes = m.codes.data();
+    m.weight.table = m.table.empty() ? nullptr : m.table.data();
+}
+"""
+
+INT8 = """
+// The same by decoding rows, and sums in 64 bits.
+static int compare(const Linear& call, const std::vector<float>& out) {
+    const Weight& w = call.weight;
+    const int64_t size = w.inputs / call.segments;
+    std::vector<int8_t> values(w.outputs * w.inputs);
+    std::vector<uint8_t> spare(spare_bytes(w) + 1);
+    decode(w, 0, w.outputs, spare.data(), values.data(), w.inputs);
+    const float* x = static_cast<const float*>(call.x);
+    for (int64_t m = 0; m < call.rows; ++m)
+        for (int64_t n = 0; n < w.outputs; ++n) {
+            double want = call.bias == nullptr ? 0.0 : call.bias[n];
+            double most = 1e-3 + std::abs(want);
+            for (int64_t s = 0; s < call.segments; ++s) {
+                const int64_t g = s / (call.segments / call.act_groups), h = s / (call.segments / call.weight_groups);
+                const int64_t share = w.inputs / call.act_groups;
+                const Range range = range_of(x + m * w.inputs + g * share, share);
+                for (int64_t pass = 0; pass < passes(call.grid); ++pass) {
+                    const Codes may = codes_of(call.grid, pass);
+                    float scale;
+                    int32_t zero;
+                    grid_of(range, call.grid, pass, &scale, &zero);
+                    std::vector<uint8_t> a(size);
+                    encode(x + m * w.inputs + s * size, size, size, may, scale, zero, a.data());
+                    int64_t sum = 0;
+                    const int64_t zw = call.zero == nullptr ? 0 : call.zero[n * call.weight_groups + h] - call.zero_moved;
+                    for (int64_t k = 0; k < size; ++k) sum += (a[k] - zero) * (values[n * w.inputs + s * size + k] - zw);
+                    want += double(sum) * scale * call.scale[n * call.weight_groups + h];
+                    most += std::abs(double(sum) * scale * call.scale[n * call.weight_groups + h]);
+                }
+            }
+            if (std::abs(want - out[m * w.outputs + n]) > 1e-5 * most) return 1;
+        }
+    return 0;
+}
+
+int main() {
+    for (int64_t kind : {INTEGERS, WORDS, TRELLIS})
+        for (int64_t bits : {1, 2, 3, 4, 5, 8})
+            for (int64_t rows : {1, 7, 33})
+                for (int64_t outputs : {4, 68})
+                    for (int64_t groups : {1, 3})
+                        for (int way = 0; way < 5; ++way) {
+                            const int64_t inputs = 36, act_groups = way == 3 ? 6 : 1;
+                            if (kind == TRELLIS && bits > 4) continue;
+                            Made m = made(kind, bits, outputs, inputs, groups, way == 2);
+                            point(m);
+                            std::vector<float> x(rows * inputs), bias(outputs), out(rows * outputs, NAN);
+                            for (auto& v : x) v = random_float();
+                            for (auto& v : bias) v = random_float();
+                            Linear call{};
+                            call.weight = m.weight;
+                            call.scale = m.scale.data();
+                            call.zero = m.zero.empty() ? nullptr : m.zero.data();
+                            call.scale_rows = outputs;
+                            call.weight_groups = groups;
+                            call.x = x.data();
+                            call.rows = rows;
+                            call.grid = Grid{way == 1 ? 4 : 8, way != 2, way == 4};
+                            call.act_groups = act_groups;
+                            call.segments = act_groups > groups ? act_groups : groups;
+                            call.bias = way == 1 ? nullptr : bias.data();
+                            call.out = out.data();
+                            for (int64_t threads : {1, 3})
+                                for (int64_t tiles : {0, 1}) {
+                                    call.threads = threads;
+                                    call.tiles = tiles;
+                                    const std::vector<float> last = out;
+                                    if (dither_linear(&call)) return 1;
+                                    if (last[0] == last[0] && last != out) return 2;  // the same bits each time
+                                    if (compare(call, out)) return 3;
+                                }
+                            std::vector<uint16_t> narrow(rows * inputs, 0x3f80), half(rows * outputs);
+                            call.x = narrow.data();
+                            call.x_type = call.out_type = BF16;
+                            call.out = half.data();
+                            if (dither_linear(&call)) return 4;
+                            call.segments = 5;
+                            if (dither_linear(&call) != 1) return 5;
+                        }
+    std::puts("done");
+}
+"""
+
+FEW = """
+int main() {
+    for (int64_t kind : {INTEGERS, WORDS, TRELLIS})
+        for (int64_t bits : {1, 3, 4, 8})
+            for (int64_t rows : {1, 2, 3, 7, 16})
+                for (int64_t groups : {1, 3}) {
+                    const int64_t outputs = 68, inputs = 36, size = inputs / groups;
+                    if (kind == TRELLIS && bits > 4) continue;
+                    Made m = made(kind, bits, outputs, inputs, groups, groups == 3);
+                    point(m);
+                    std::vector<float> x(rows * inputs), out(rows * outputs);
+                    for (auto& v : x) v = random_float();
+                    Few call{};
+                    call.weight = m.weight;
+                    call.scale = m.scale.data();
+                    call.zero = m.zero.empty() ? nullptr : m.zero.data();
+                    call.scale_rows = outputs;
+                    call.groups = groups;
+                    call.x = x.data();
+                    call.rows = rows;
+                    call.out = out.data();
+                    call.threads = 3;
+                    if (dither_few(&call)) return 1;
+                    std::vector<int8_t> values(outputs * inputs);
+                    std::vector<uint8_t> spare(spare_bytes(m.weight) + 1);
+                    decode(m.weight, 0, outputs, spare.data(), values.data(), inputs);
+                    for (int64_t r = 0; r < rows; ++r)
+                        for (int64_t n = 0; n < outputs; ++n) {
+                            double want = 0, most = 1e-3;
+                            for (int64_t k = 0; k < inputs; ++k) {
+                                const int64_t at = n * groups + k / size;
+                                const double z = m.zero.empty() ? 0 : m.zero[at];
+                                const double part = double(x[r * inputs + k]) * (values[n * inputs + k] - z) * m.scale[at];
+                                want += part;
+                                most += part < 0 ? -part : part;
+                            }
+                            const double off = want - out[r * outputs + n];
+                            if ((off < 0 ? -off : off) > 1e-5 * most) return 2;
+                        }
+                    call.rows = 17;
+                    if (dither_few(&call) != 1) return 3;
+                }
+    std::puts("done");
+}
+"""
+SETS = [pytest.param(flags, id=name or "native") for name, (_, flags) in build.INSTRUCTIONS.items()]
+
+
+def has(flags: tuple[str, ...]) -> bool:
+    needs = next(needs for needs, own in build.INSTRUCTIONS.values() if own == flags)
+    return not needs or needs in build._cpu().split()
+
+
+@needs_compiler
+@pytest.mark.parametrize("flags", SETS)
+@pytest.mark.parametrize(("name", "main"), [("int8", INT8), ("few", FEW)])
+def test_no_sanitizer_finds_anything_and_sums_are_right(name, main, flags, tmp_path):
+    if not has(flags):
+        pytest.skip("this CPU has no such instructions")
+    assert run(name, MAIN + main, tmp_path, flags) == "done\n"
