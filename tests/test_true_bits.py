@@ -110,7 +110,7 @@ def test_kernels_and_simulation_are_told_per_layer():
         True,
         ["pre_scale", "time_bias"],
     )
-    assert rows["transformer_blocks.0.norm1.linear"]["kernel"] == "dequantize"
+    assert rows["transformer_blocks.0.norm1.linear"]["kernel"] == tiny.WEIGHT_ONLY
     assert rows["transformer_blocks.0.attn1.to_v"]["online"] == ["pre_scale", "rotation", "lowrank", "time_bias"]
 
 

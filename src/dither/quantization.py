@@ -22,7 +22,7 @@ from dither.clock import start_clock
 from dither.errors import BadModel, BadRecipe, BadValue, Refused
 from dither.integrations.diffusers import ClockReader, stamp
 from dither.models import Call, adapter_for
-from dither.nn import QLinear, packed_tensors
+from dither.nn import QLinear, fuse, packed_tensors
 from dither.recorded import check_fit, digest_of
 from dither.sampling import default_labels, sampler_for
 from dither.spec import Recipe
@@ -158,6 +158,7 @@ def quantize(
                 tensor.copy_(rounded)
     if not plan.layers:
         raise BadModel(f"the recipe '{found.name}' left every linear of {type(model).__name__} in full precision")
+    fuse(model)
     start_clock(model, job.clock, ClockReader(job.adapter, model))
     # Nobody knows a caller's own sampler.
     told = {**recipes.recipe_to(found), "seed": seed, "calibration": None if run is not None else _how_made(how, calls)}

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from dither.errors import DitherError
-from dither.kernels import choose, means, named, native_ops
+from dither.kernels import choose, cpu, means, named, native_ops
 from dither.kernels.table import Inputs
 from dither.native import build, library
 from dither.nn import build as built
@@ -131,6 +131,47 @@ def test_the_operator_of_integers_is_a_good_one(spec):
 def test_the_operator_of_few_rows_is_a_good_one():
     given = arguments(SPECS[-1])
     torch.library.opcheck(torch.ops.dither.linear_few.default, tuple(given[:5] + given[8:]))
+
+
+def both_linears(rows=9):
+    """What a feed-forward part of 72 to 96 to 72 takes."""
+    x = torch.randn(rows, 72, generator=torch.Generator().manual_seed(1))
+    _, one = call_of(SPECS[2], x, 96)
+    _, two = call_of(SPECS[0], torch.randn(rows, 96), 72)
+    return x, cpu_given(one, x), cpu_given(two, x)
+
+
+def cpu_given(call, x):
+    return list(cpu._given(call, x))
+
+
+def test_the_operator_of_feed_forward_is_a_good_one():
+    x, one, two = both_linears()
+    torch.library.opcheck(torch.ops.dither.feed_forward_int8.default, (x, one, two, torch.ones(96), True, 72))
+
+
+def test_feed_forward_gives_the_same_bits_on_all_instructions(afresh, monkeypatch):
+    found = []
+    for name, (needs, _) in build.INSTRUCTIONS.items():
+        if needs and needs not in build._cpu().split():
+            continue
+        monkeypatch.setenv("DITHER_NATIVE", name)
+        forget()
+        assert means()
+        x, one, two = both_linears(70)
+        found.append(torch.ops.dither.feed_forward_int8(x, one, two, None, False, 72))
+    assert all(torch.equal(y, found[0]) for y in found)
+
+
+def test_feed_forward_refuses_linears_that_do_not_follow_each_other():
+    x, one, two = both_linears()
+    with pytest.raises(DitherError, match="linears of 72 to 96 behind 96 were asked for 96"):
+        torch.ops.dither.feed_forward_int8(x, one, one, None, True, 96)
+    with pytest.raises(DitherError, match=r"between is float32 \(72,\)"):
+        torch.ops.dither.feed_forward_int8(x, one, two, torch.ones(72), True, 72)
+    one[1] = None
+    with pytest.raises(DitherError, match="scale is nothing"):
+        torch.ops.dither.feed_forward_int8(x, one, two, None, True, 72)
 
 
 @pytest.mark.parametrize("spec", [SPECS[0], SPECS[2], SPECS[7]], ids=str)

@@ -21,7 +21,7 @@ from dither.kernels.table import Inputs, Kernel, Shape
 from dither.numerics import dynamic_table, gaussian_words, groups, trellis_values
 from dither.spec import PER_TENSOR, Format, Gaussian, Grid, Int, LinearSpec, Nested, Trellis, TwoRegion
 
-__all__ = ["CPU_DECODE", "CPU_INT8"]
+__all__ = ["CPU_DECODE", "CPU_INT8", "feed_forward"]
 
 _PANEL = 64  # outputs that native code takes at a time; tiles of trellises must divide them
 _MOST_INPUTS = 1 << 16  # sums fit 32 bits
@@ -119,17 +119,35 @@ def _prepare(spec: LinearSpec, shape: Shape, weight: Mapping[str, Tensor]) -> di
 
 
 def _run(call: Inputs) -> Tensor:
-    spec, facts = call.spec, call.prepared["facts"]
-    assert spec.act is not None  # see _fits
     x = call.x if call.x.dtype in TYPES else call.x.float()
-    given = call.table
-    if given is None and spec.act.grid.group == PER_TENSOR:
-        given = dynamic_table(x, spec.act.grid)
-    found = {name: _rows_of(t, x) for name, t in (given or {}).items()}
-    y: Tensor = torch.ops.dither.linear_int8(
-        x, *_stored(call), found.get("scale"), found.get("upper"), found.get("zero"), _bias(call), facts, call.shape[0]
-    )
+    y: Tensor = torch.ops.dither.linear_int8(x, *_given(call, x), call.shape[0])
     return y.to(call.x.dtype)
+
+
+def _given(call: Inputs, x: Tensor) -> tuple[Tensor | None, ...]:
+    """What ``linear_int8`` takes between x and the number of outputs."""
+    assert call.spec.act is not None  # see _fits
+    ranges = call.table
+    if ranges is None and call.spec.act.grid.group == PER_TENSOR:
+        ranges = dynamic_table(x, call.spec.act.grid)
+    found = {name: _rows_of(t, x) for name, t in (ranges or {}).items()}
+    of_inputs = (found.get("scale"), found.get("upper"), found.get("zero"))
+    return (*_stored(call), *of_inputs, _bias(call), call.prepared["facts"])
+
+
+def feed_forward(first: Inputs, second: Inputs, between: Tensor | None, tanh: bool) -> Tensor:
+    """Two linears that ``CPU_INT8`` runs, with a GELU between them: what is between never leaves the caches.
+
+    Args:
+        first: of the first one.
+        second: of the second one; its x gives its rows alone, and its ranges must not depend on more of it.
+        between: what activations (H) are multiplied by, or None.
+        tanh: GELU is the approximation by tanh.
+    """
+    x = first.x if first.x.dtype in TYPES else first.x.float()
+    args = (list(_given(first, x)), list(_given(second, x)), between, tanh, second.shape[0])
+    y: Tensor = torch.ops.dither.feed_forward_int8(x, *args)
+    return y.to(first.x.dtype)
 
 
 def _run_weight_only(call: Inputs) -> Tensor:

@@ -1,4 +1,4 @@
-"""Operators of torch on the native code: ``dither::linear_int8`` and ``dither::linear_few``, with shapes for graphs.
+"""Operators of torch on the native code: ``linear_int8``, ``linear_few`` and ``feed_forward_int8``, with shapes for graphs.
 
 Numbers that say how a weight is stored come as one tensor of integers; ``FACTS`` are their names. Shapes and dtypes are
 looked at before native code reads memory.
@@ -51,6 +51,12 @@ class _Linear(ctypes.Structure):
     )
 
 
+class _FeedForward(ctypes.Structure):
+    """``dither::FeedForward``."""
+
+    _fields_ = [("first", _Linear), ("second", _Linear), *_fields("*between tanh")]
+
+
 class _Few(ctypes.Structure):
     """``dither::Few``."""
 
@@ -74,7 +80,7 @@ def _means() -> str | None:
     native = library("int8")
     if native is None:
         return None
-    native.dither_linear.restype = native.dither_means.restype = c_int64
+    native.dither_linear.restype = native.dither_feed_forward.restype = native.dither_means.restype = c_int64
     found = int(native.dither_means())
     return None if found < 0 else MEANS[found]
 
@@ -115,25 +121,58 @@ def linear_int8(
     Raises:
         DitherError: a tensor has not the shape or the dtype that the numbers say.
     """
-    told = _told(facts, outputs)
     rows = _rows(x)
-    _check_weight(told, codes, scale, zero, table, bias)
+    given = (codes, scale, zero, table, act_scale, act_upper, act_zero, bias)
+    told = _told(facts, outputs)
+    _check_integers(told, rows, *given)
     _check("x", x, told, x.dtype in TYPES and x.shape[-1] == told["inputs"])
-    ranges = None if act_scale is None else tuple(act_scale.shape)
-    may = ((1, told["act_groups"]), (rows, told["act_groups"]))
-    _check("act_scale", act_scale, told, act_scale is None or (act_scale.dtype == torch.float32 and ranges in may))
-    upper = (act_scale is not None and bool(told["act_regions"]), torch.float32)
-    for name, t, (needed, dtype) in (("act_upper", act_upper, upper), ("act_zero", act_zero, (False, torch.uint8))):
-        _check(name, t, told, not needed if t is None else t.dtype == dtype and tuple(t.shape) == ranges)
-    y = x.new_empty(*x.shape[:-1], told["outputs"])
-    places = _places(x=x, codes=codes, scale=scale, zero=zero, table=table, act_scale=act_scale, act_upper=act_upper,
-                     act_zero=act_zero, bias=bias)  # fmt: skip
-    stride = told["act_groups"] if ranges is not None and ranges[0] > 1 else 0
-    call = _Linear(
-        **told, **_addresses(places), stride=codes.shape[1], x_type=TYPES[x.dtype], rows=rows, act_stride=stride,
-        out=y.data_ptr(), out_type=TYPES[y.dtype], threads=torch.get_num_threads(), tiles=1,
-    )  # fmt: skip
+    y = x.new_empty(*x.shape[:-1], outputs)
+    places = _places(x, *given)
+    call = _Linear(**_linear(told, rows, *places[1:]), **_ends(places[0], y))
     _done(rows and _library("int8").dither_linear(ctypes.byref(call)), told, rows)
+    return y
+
+
+def feed_forward_int8(
+    x: Tensor, first: list[Tensor | None], second: list[Tensor | None], between: Tensor | None, tanh: bool, outputs: int
+) -> Tensor:
+    """(..., K) to (..., N) in the dtype of x: two linears of integers with a GELU between them.
+
+    Args:
+        x: (..., K) float32 or bfloat16.
+        first, second: what ``linear_int8`` takes between x and ``outputs``, of each linear.
+        between: what activations (H) are multiplied by, float32, or None.
+        tanh: GELU is the approximation by tanh.
+        outputs: N.
+
+    Raises:
+        DitherError: a tensor has not the shape or the dtype that the numbers say.
+    """
+    rows, calls, held = _rows(x), [], []
+    for given in (first, second):
+        *tensors, facts = given
+        assert facts is not None
+        told = dict(zip(FACTS, facts.tolist(), strict=True))
+        _check_integers(told, rows, *tensors)
+        held.append(_places(*tensors))
+        calls.append((told, _linear(told, rows, *held[-1])))
+    (one, before), (two, behind) = calls
+    _check("x", x, one, x.dtype in TYPES and x.shape[-1] == one["inputs"])
+    hidden = (one["outputs"],)
+    _check(
+        "between", between, two, between is None or (between.dtype == torch.float32 and tuple(between.shape) == hidden)
+    )
+    if two["inputs"] != one["outputs"] or two["outputs"] != outputs:
+        raise DitherError(
+            f"linears of {two['inputs']} to {two['outputs']} behind {one['outputs']} were asked for {outputs}"
+        )
+    y = x.new_empty(*x.shape[:-1], outputs)
+    x, by = x.contiguous(), None if between is None else between.contiguous()
+    ends = _ends(x, y)
+    call = _FeedForward(
+        _Linear(**before, **ends), _Linear(**behind, **ends), None if by is None else by.data_ptr(), int(tanh)
+    )
+    _done(rows and _library("int8").dither_feed_forward(ctypes.byref(call)), two, rows)
     return y
 
 
@@ -153,11 +192,13 @@ def linear_few(
     _check_weight(told, codes, scale, zero, table, bias)
     _check("x", x, told, x.dtype == torch.float32 and x.shape[-1] == told["inputs"] and rows <= MOST_ROWS)
     y = x.new_empty(*x.shape[:-1], told["outputs"])
-    places = _places(x=x, codes=codes, scale=scale, zero=zero, table=table, bias=bias)
+    places = _places(x, codes, scale, zero, table, bias)
+    names = ("x", "codes", "scale", "zero", "table", "bias")
     fields = {name for name, _ in _Few._fields_}
     numbers = {name: value for name, value in told.items() if name in fields}
     call = _Few(
-        **numbers, **_addresses(places), stride=codes.shape[1], rows=rows, out=y.data_ptr(), threads=torch.get_num_threads()
+        **numbers, **dict(zip(names, map(_at, places), strict=True)), stride=codes.shape[1], rows=rows, out=y.data_ptr(),
+        threads=torch.get_num_threads(),
     )  # fmt: skip
     _done(rows and _library("few").dither_few(ctypes.byref(call)), told, rows)
     return y
@@ -181,13 +222,29 @@ def _library(name: str) -> ctypes.CDLL:
     return found
 
 
-def _places(**tensors: Tensor | None) -> dict[str, Tensor | None]:
+def _places(*tensors: Tensor | None) -> list[Tensor | None]:
     """Tensors whose memory is in order; they must live until native code is done."""
-    return {name: None if t is None else t.contiguous() for name, t in tensors.items()}
+    return [None if t is None else t.contiguous() for t in tensors]
 
 
-def _addresses(places: Mapping[str, Tensor | None]) -> dict[str, int | None]:
-    return {name: None if t is None else t.data_ptr() for name, t in places.items()}
+def _at(t: Tensor | None) -> int | None:
+    return None if t is None else t.data_ptr()
+
+
+def _linear(told: Mapping[str, int], rows: int, *given: Tensor | None) -> dict[str, Any]:
+    """Fields of ``_Linear`` but for where its inputs and outputs are."""
+    codes, act_scale = given[0], given[4]
+    assert codes is not None
+    stride = told["act_groups"] if act_scale is not None and act_scale.shape[0] > 1 else 0
+    names = ("codes", "scale", "zero", "table", "act_scale", "act_upper", "act_zero", "bias")
+    places = dict(zip(names, map(_at, given), strict=True))
+    own = {"stride": codes.shape[1], "rows": rows, "act_stride": stride, "threads": torch.get_num_threads(), "tiles": 1}
+    return {**told, **places, **own}
+
+
+def _ends(x: Tensor | None, y: Tensor) -> dict[str, Any]:
+    assert x is not None
+    return {"x": x.data_ptr(), "x_type": TYPES[x.dtype], "out": y.data_ptr(), "out_type": TYPES[y.dtype]}
 
 
 def _done(status: int, told: Mapping[str, int], rows: int) -> None:
@@ -205,10 +262,24 @@ def _check(name: str, tensor: Tensor | None, told: Mapping[str, int], fits: bool
     raise DitherError(f"a linear of {told['outputs']} x {told['inputs']} cannot run: {name} is {what}")
 
 
+def _check_integers(told: Mapping[str, int], rows: int, *given: Tensor | None) -> None:
+    """What ``linear_int8`` takes behind x."""
+    codes, scale, zero, table, act_scale, act_upper, act_zero, bias = given
+    _check_weight(told, codes, scale, zero, table, bias)
+    ranges = None if act_scale is None else tuple(act_scale.shape)
+    may = ((1, told["act_groups"]), (rows, told["act_groups"]))
+    _check("act_scale", act_scale, told, act_scale is None or (act_scale.dtype == torch.float32 and ranges in may))
+    upper = (act_scale is not None and bool(told["act_regions"]), torch.float32)
+    if told["act_symmetric"]:
+        _check("act_zero", act_zero, told, act_zero is None)
+    for name, t, (needed, dtype) in (("act_upper", act_upper, upper), ("act_zero", act_zero, (False, torch.uint8))):
+        _check(name, t, told, not needed if t is None else t.dtype == dtype and tuple(t.shape) == ranges)
+
+
 def _check_weight(
     told: Mapping[str, int],
-    codes: Tensor,
-    scale: Tensor,
+    codes: Tensor | None,
+    scale: Tensor | None,
     zero: Tensor | None,
     table: Tensor | None,
     bias: Tensor | None,
@@ -218,8 +289,8 @@ def _check_weight(
     shape = (lines, (each * told["bits"] + 7) // 8)
     scales = (told["scale_rows"], told["weight_groups"])
     named = 0 if kind == INTEGERS else 1 << told["states"] if kind == TRELLIS else dim << told["bits"]
-    _check("codes", codes, told, codes.dtype == torch.uint8 and tuple(codes.shape) == shape)
-    _check("scale", scale, told, scale.dtype == torch.float32 and tuple(scale.shape) == scales)
+    _check("codes", codes, told, codes is not None and codes.dtype == torch.uint8 and tuple(codes.shape) == shape)
+    _check("scale", scale, told, scale is not None and scale.dtype == torch.float32 and tuple(scale.shape) == scales)
     _check("zero", zero, told, zero is None or (zero.dtype == torch.uint8 and tuple(zero.shape) == scales))
     _check("table", table, told, named == 0 if table is None else table.dtype == torch.int8 and table.numel() == named)
     _check("bias", bias, told, bias is None or (bias.dtype == torch.float32 and tuple(bias.shape) == (n,)))
@@ -239,3 +310,8 @@ for _name, _ranges, _run in (
     _OPS.define(f"{_name}({_WEIGHTS}{_ranges}, Tensor? bias, Tensor facts, int outputs) -> Tensor")  # type: ignore[no-untyped-call]
     _OPS.impl(_name, _run, "CPU")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"dither::{_name}", _like, lib=_OPS)
+_OPS.define(  # type: ignore[no-untyped-call]
+    "feed_forward_int8(Tensor x, Tensor?[] first, Tensor?[] second, Tensor? between, bool tanh, int outputs) -> Tensor"
+)
+_OPS.impl("feed_forward_int8", feed_forward_int8, "CPU")  # type: ignore[no-untyped-call]
+torch.library.register_fake("dither::feed_forward_int8", _like, lib=_OPS)

@@ -4,6 +4,7 @@ from dither.clock import Clock, Read
 from dither.nn.activation import QActivation
 from dither.nn.attention import QAttention, Widths, attention_layout, attention_tensors, detach, widths_of
 from dither.nn.borrowed import SHARABLE, Borrowed, alike, equal, shared_modules
+from dither.nn.feed_forward import QFeedForward, fuse
 from dither.nn.install import build, install, lend, packed_tensors, replace
 from dither.nn.linear import QLinear, tensor_layout
 from dither.nn.timed import TimedLinear, ViewedLinear
@@ -25,6 +26,7 @@ __all__ = [
     "PackedWeight",
     "QActivation",
     "QAttention",
+    "QFeedForward",
     "QLinear",
     "Read",
     "TimedLinear",
@@ -38,6 +40,7 @@ __all__ = [
     "detach",
     "embedding_width",
     "equal",
+    "fuse",
     "install",
     "lend",
     "packed_tensors",

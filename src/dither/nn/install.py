@@ -8,6 +8,7 @@ from dither.errors import BadCheckpoint, BadFormat
 from dither.nn.activation import QActivation
 from dither.nn.attention import QAttention, widths_of
 from dither.nn.borrowed import Borrowed, alike
+from dither.nn.feed_forward import fuse
 from dither.nn.linear import QLinear
 from dither.nn.timed import TimedLinear, ViewedLinear
 from dither.nn.timestep_table import put_table
@@ -57,7 +58,10 @@ def install(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Clock:
-    """Put empty modules where the plan says, ready to be loaded, and start the clock. BadCheckpoint names a bad layer."""
+    """Put empty modules where the plan says, ready to be loaded, start the clock, and fuse what can run as one.
+
+    BadCheckpoint names a bad layer.
+    """
     clock = Clock(plan.time_edges, plan.branches)
     start_clock(model, clock, read)
     modules = dict(model.named_modules())
@@ -80,6 +84,7 @@ def install(
             lend(model, name, owner)
         except (AttributeError, BadFormat) as e:  # no such module, or not alike
             raise BadCheckpoint(f"the plan says that '{name}' shares the parameters of '{owner}': {e}") from None
+    fuse(model)
     return clock
 
 

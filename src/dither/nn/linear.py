@@ -214,15 +214,20 @@ class QLinear(nn.Linear):
             self._key = now, found.digest()
         return self._key[1]
 
-    def multiply(self, x: Tensor, bias: Tensor | None, way: Way) -> Tensor:
-        """What is left of ``compute`` after ``transform``, in one of the layer's ways."""
-        spec, kernel, stored = way.spec, self.kernel_of(way), self.stored()
+    def inputs(self, x: Tensor, bias: Tensor | None, way: Way) -> Inputs:
+        """What the kernel of a way sees of a transformed input; ranges are those of its samples' noise levels."""
+        spec, stored = way.spec, self.stored()
         table = None
         if spec.act is not None and spec.act.static:
             table = {name: self.clock.pick(t, x) for name, t in self.stored("act").items()}
         if way.prepared is None:
-            way.prepared = kernel.prepare(spec, self.shape, stored)
-        y = run(kernel, Inputs(x, spec, self.shape, stored, table, bias, way.prepared))
+            way.prepared = self.kernel_of(way).prepare(spec, self.shape, stored)
+        return Inputs(x, spec, self.shape, stored, table, bias, way.prepared)
+
+    def multiply(self, x: Tensor, bias: Tensor | None, way: Way) -> Tensor:
+        """What is left of ``compute`` after ``transform``, in one of the layer's ways."""
+        spec = way.spec
+        y = run(self.kernel_of(way), self.inputs(x, bias, way))
         if (low := spec.lowrank) is not None:
             a = self._matrix("lowrank_a", low.weight, (low.rank, self.in_features)).to(x.dtype)
             b = self._matrix("lowrank_b", low.weight, (self.out_features, low.rank)).to(x.dtype)

@@ -1,0 +1,89 @@
+"""``QFeedForward``: a feed-forward part whose two linears run in one call, so that what is between them stays in the caches.
+
+    y = W2 act2( pre_scale2 * GELU( W1 act1(x) + b1 ) ) + b2
+
+The four times wider activations between both are what a small transformer spends most of its time on: writing them, GELU, and
+rounding them. In one call they are made, and used up, some rows at a time. It runs where native code runs both linears and
+nothing else looks at what is between; otherwise, and under autograd, its modules run one by one as they always do.
+"""
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+import torch
+from diffusers.models.activations import GELU
+from diffusers.models.attention import FeedForward
+from torch import Tensor, nn
+
+from dither.kernels.cpu import CPU_INT8, feed_forward
+from dither.nn.linear import QLinear
+from dither.spec import PER_TENSOR, LinearSpec
+
+__all__ = ["QFeedForward", "fuse"]
+
+
+class QFeedForward(FeedForward):
+    """In place of a ``FeedForward`` of diffusers, whose modules it holds under the same names.
+
+    Args:
+        whole: GELU with a linear before it, dropout, and a linear.
+    """
+
+    def __init__(self, whole: FeedForward) -> None:
+        nn.Module.__init__(self)  # not FeedForward's: there are modules already
+        self.net = whole.net
+        self.train(whole.training)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """(..., K) to (..., N)."""
+        gelu, dropout, last, *rest = self.net
+        first, second = _integers(cast(nn.Module, gelu.proj)), _integers(last)
+        if (
+            first is None
+            or second is None
+            or not _takes(second.spec)
+            or not _is_unwatched((gelu, first, dropout, second))
+        ):
+            y: Tensor = super().forward(hidden_states, *args, **kwargs)
+            return y
+        x = first.transform(hidden_states)
+        one = first.inputs(x, first.bias, first.ways[0])
+        two = second.inputs(x, second.bias, second.ways[0])
+        between = second.get_buffer("pre_scale").flatten() if second.spec.pre_scale else None
+        y = feed_forward(one, two, between, gelu.approximate == "tanh").to(hidden_states.dtype)
+        for module in rest:
+            y = module(y)
+        return y
+
+
+def _integers(linear: nn.Module) -> QLinear | None:
+    """The linear, if native code runs it, with nothing besides, and no gradient is asked for."""
+    if type(linear) is not QLinear or torch.is_grad_enabled():
+        return None
+    plain = linear.spec.lowrank is None and not linear.spec.time_bias
+    return linear if plain and linear.kernel is CPU_INT8 else None
+
+
+def _takes(spec: LinearSpec) -> bool:
+    """Whether the second linear's inputs can be made, and rounded, a few rows at a time."""
+    by_row = spec.act is not None and (spec.act.static or spec.act.grid.group != PER_TENSOR)
+    return by_row and spec.rotation is None and spec.pre_scale <= 1
+
+
+def _is_unwatched(modules: Iterable[nn.Module]) -> bool:
+    """Whether no hook would miss that these modules run, and none of them drops anything."""
+    if cast(Any, nn.modules.module)._has_any_global_hook():
+        return False
+    return not any(
+        m._forward_hooks or m._forward_pre_hooks or (isinstance(m, nn.Dropout) and m.training) for m in modules
+    )
+
+
+def fuse(model: nn.Module) -> None:
+    """Put a ``QFeedForward`` in the place of every feed-forward part with a GELU and two quantized linears."""
+    for name, module in list(model.named_modules()):
+        if type(module) is not FeedForward or type(module.net[0]) is not GELU:
+            continue
+        if isinstance(module.net[0].proj, QLinear) and isinstance(module.net[2], QLinear):
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, QFeedForward(module))
