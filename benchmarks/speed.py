@@ -1,7 +1,7 @@
-"""W8A8 and W4A8 on integer kernels against float32 and bfloat16: how many times faster, by turns in one process.
+"""Integer kernels against float32, bfloat16 and what torch itself has: how many times faster, by turns in one process.
 
-Ratios are between eager torch modules that compute the same thing on the same machine at the same time. Layers that run
-simulated are never timed.
+Ratios are between modules that compute the same thing on the same machine at the same time. Layers that run simulated are
+never timed.
 """
 
 import argparse
@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.common import RESULTS, environment, run, write_result
 from benchmarks.xl import last_json
+from dither.kernels import means
 
 CASES = "benchmarks.speed_cases"
 
@@ -26,9 +27,11 @@ def main() -> None:
         command = [sys.executable, "-m", CASES, "--threads", str(threads), "--rounds", str(given.rounds)]
         rows += [{"threads": threads, **row} for row in last_json(run(command, threads))]
     result = {
-        "baselines": "the same module in eager torch: float32, and bfloat16 with bfloat16 inputs",
+        "baselines": "the same module in eager torch: float32, and bfloat16 with bfloat16 inputs; compiled by torch.compile; "
+        "and with linears of torch.ao.quantization.quantize_dynamic, whose inputs have one range for all tokens",
         "method": f"{given.rounds} rounds in alternating order; median and quartiles of the ratios within a round",
-        "kernels": {"w8a8": "int8_mm, modulation linears dequantize", "w4a8": "int8_mm, modulation linears dequantize"},
+        "kernels": "cpu_int8, modulation linears cpu_decode; without native code int8_mm and dequantize",
+        "instructions": means(),
         "rows": rows,
     }
     write_result(given.output, {**environment("python -m benchmarks.speed", max(given.threads)), **result})

@@ -120,15 +120,14 @@ def switches(data: Result) -> str:
 def speed() -> str:
     """Ratios of time within a round."""
     data = result("speed")
+    ways = list(data["rows"][0]["times_faster_than_float32"])
     lines = []
     for row in data["rows"]:
-        full, half = row["times_faster_than_float32"], row["times_faster_than_bfloat16"]
-        cells = [full["w8a8"], half["w8a8"], full["w4a8"], half["w4a8"], full["bfloat16"]]
-        lines.append([row["case"], str(row["threads"]), *map(ratio, cells)])
-    header = ["", "threads", "W8A8 to float32", "W8A8 to bfloat16", "W4A8 to float32", "W4A8 to bfloat16"]
-    return table([*header, "bfloat16 to float32"], lines) + (
-        f"\nTimes faster, median [quartiles]: {data['method']}. Baselines: {data['baselines']}. {data['cpu']}, "
-        f"torch {data['versions']['torch']}.\n"
+        full = row["times_faster_than_float32"]
+        lines.append([row["case"], str(row["threads"]), *(ratio(full[way]) for way in ways)])
+    return table(["", "threads", *ways], lines) + (
+        f"\nTimes faster than float32, median [quartiles]: {data['method']}. Baselines: {data['baselines']}. "
+        f"{data['cpu']}, {data['instructions']}, torch {data['versions']['torch']}.\n"
     )
 
 

@@ -63,12 +63,13 @@ inline void integers(const Weight& w, int64_t row, int8_t* out) {
     const uint8_t* in = w.codes + row * w.stride;
     uint8_t* codes = reinterpret_cast<uint8_t*>(out);
     unpack(in, in + w.stride, w.bits, w.inputs, codes);
+    const int64_t count = w.inputs;  // bytes that are written may be those of ``w``, for all that a compiler knows
     const uint8_t flip = static_cast<uint8_t>(w.flip), sub = static_cast<uint8_t>(w.sub);
     if (flip | sub)
-        for (int64_t i = 0; i < w.inputs; ++i) codes[i] = static_cast<uint8_t>((codes[i] ^ flip) - sub);
+        for (int64_t i = 0; i < count; ++i) codes[i] = static_cast<uint8_t>((codes[i] ^ flip) - sub);
     if (w.ones) {
         const uint8_t ones = static_cast<uint8_t>(w.ones), turn = static_cast<uint8_t>(w.turn);
-        for (int64_t i = 0; i < w.inputs; ++i) codes[i] = static_cast<uint8_t>((codes[i] | ones) ^ turn);
+        for (int64_t i = 0; i < count; ++i) codes[i] = static_cast<uint8_t>((codes[i] | ones) ^ turn);
     }
 }
 
@@ -109,7 +110,9 @@ inline unsigned before(const uint8_t* bits, int64_t length, int64_t each, int64_
 inline void strip(const Weight& w, int64_t index, uint8_t* spare, int8_t* out, int64_t pitch) {
     constexpr int64_t AT_ONCE = 4;  // tiles: each weight waits for the one before
     const uint8_t* in = w.codes + index * w.stride;
-    const int64_t length = w.dim * w.columns, tiles = w.inputs / w.columns;
+    const int8_t* table = w.table;
+    const int64_t rows = w.dim, columns = w.columns, each = w.bits;
+    const int64_t length = rows * columns, tiles = w.inputs / columns;
     unpack(in, in + w.stride, w.bits, tiles * length, spare);
     const unsigned mask = (1u << w.states) - 1;
     for (int64_t tile = 0; tile < tiles; tile += AT_ONCE) {
@@ -118,13 +121,15 @@ inline void strip(const Weight& w, int64_t index, uint8_t* spare, int8_t* out, i
         const uint8_t* bits[AT_ONCE];
         for (int64_t j = 0; j < AT_ONCE; ++j) {  // the last ones again where there are fewer
             bits[j] = spare + (tile + (j < many ? j : many - 1)) * length;
-            window[j] = before(bits[j], length, w.bits, w.states);
+            window[j] = before(bits[j], length, each, w.states);
         }
-        for (int64_t r = 0, t = 0; r < w.dim; ++r)
-            for (int64_t c = 0; c < w.columns; ++c, ++t)
+        int8_t* to[AT_ONCE];
+        for (int64_t j = 0; j < AT_ONCE; ++j) to[j] = out + (tile + (j < many ? j : many - 1)) * columns;
+        for (int64_t r = 0, t = 0; r < rows; ++r)
+            for (int64_t c = 0; c < columns; ++c, ++t)
                 for (int64_t j = 0; j < AT_ONCE; ++j) {
-                    window[j] = (window[j] << w.bits | bits[j][t]) & mask;
-                    if (j < many) out[r * pitch + (tile + j) * w.columns + c] = w.table[window[j]];
+                    window[j] = (window[j] << each | bits[j][t]) & mask;
+                    to[j][r * pitch + c] = table[window[j]];
                 }
     }
 }

@@ -32,8 +32,6 @@ struct Few {
 
 namespace {
 
-Floats values(const int8_t* c) { return __builtin_convertvector(load<Bytes>(c), Floats); }
-
 float sum_of(const Floats& v) {
     float sum = 0.0f;
     for (int j = 0; j < LANES; ++j) sum += v[j];
@@ -43,13 +41,19 @@ float sum_of(const Floats& v) {
 // sums[r] = sum of x[r] (c - z) over ``count`` inputs, for R rows that lie ``pitch`` apart.
 template <int R>
 void dots(const float* x, int64_t pitch, const int8_t* c, float z, int64_t count, float* sums) {
-    Floats sum[R] = {};
+    constexpr int TURNS = 4;  // a sum waits for its last product, so there are several
+    Floats sum[R][TURNS] = {};
     int64_t k = 0;
+    for (; k + TURNS * LANES <= count; k += TURNS * LANES)
+        for (int t = 0; t < TURNS; ++t) {
+            const Floats v = to_floats(from_bytes(c + k + t * LANES)) - z;
+            for (int r = 0; r < R; ++r) sum[r][t] = fused(load<Floats>(x + r * pitch + k + t * LANES), v, sum[r][t]);
+        }
     for (; k + LANES <= count; k += LANES) {
-        const Floats v = values(c + k) - z;
-        for (int r = 0; r < R; ++r) sum[r] = fused(load<Floats>(x + r * pitch + k), v, sum[r]);
+        const Floats v = to_floats(from_bytes(c + k)) - z;
+        for (int r = 0; r < R; ++r) sum[r][0] = fused(load<Floats>(x + r * pitch + k), v, sum[r][0]);
     }
-    for (int r = 0; r < R; ++r) sums[r] = sum_of(sum[r]);
+    for (int r = 0; r < R; ++r) sums[r] = sum_of((sum[r][0] + sum[r][1]) + (sum[r][2] + sum[r][3]));
     for (; k < count; ++k)
         for (int r = 0; r < R; ++r) sums[r] += x[r * pitch + k] * (static_cast<float>(c[k]) - z);
 }

@@ -134,7 +134,7 @@ inline int32_t encode(const float* x, int64_t count, int64_t padded, const Codes
     for (; i + LANES <= count; i += LANES) {
         const Ints q = __builtin_convertvector(rounded(load<Floats>(x + i), by, inverse, offset, may.low, may.high), Ints);
         sum += q;
-        store(out + i, __builtin_convertvector(q, Bytes));
+        to_bytes(out + i, q);
     }
     int32_t total = 0;
     for (int j = 0; j < LANES; ++j) total += sum[j];

@@ -42,6 +42,30 @@ inline Floats most(Floats a, Floats b) { return a > b ? a : b; }
 inline Floats bits_to_floats(Ints v) { return (Floats)v; }
 inline Floats size_of(Floats v) { return (Floats)((Ints)v & 0x7fffffff); }
 
+// Signed bytes to integers, and the lowest bytes of integers; compilers make the conversions of vectors one by one.
+inline Ints from_bytes(const int8_t* p) {
+#if defined(__AVX512F__) && defined(__AVX512VNNI__) && defined(__AVX512BW__)
+    return (Ints)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__AVX2__)
+    return (Ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#else
+    return __builtin_convertvector(load<Bytes>(p), Ints);
+#endif
+}
+
+inline void to_bytes(uint8_t* p, Ints v) {
+#if defined(__AVX512F__) && defined(__AVX512VNNI__) && defined(__AVX512BW__)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8((__m512i)v));
+#elif defined(__AVX2__)
+    const __m256i lowest = _mm256_set1_epi32(0x0c080400);  // of each half, into its first four bytes
+    const __m256i halves = _mm256_shuffle_epi8((__m256i)v, lowest);
+    const __m256i both = _mm256_permutevar8x32_epi32(halves, _mm256_setr_epi32(0, 4, 0, 4, 0, 4, 0, 4));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(both));
+#else
+    store(p, __builtin_convertvector(v, Bytes));
+#endif
+}
+
 // bfloat16: the upper half of a float.
 inline Floats from_bf16(const uint16_t* p) {
     return (Floats)(__builtin_convertvector(load<Halves>(p), Ints) << 16);
