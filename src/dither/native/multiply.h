@@ -1,0 +1,238 @@
+// Sums of products of codes and values, by tiles (AMX) or by vectors, and what they say of the outputs.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "lanes.h"
+#include "plan.h"
+
+#if defined(__AMX_INT8__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#define DITHER_TILES 1
+#endif
+
+namespace dither {
+
+inline bool may_use_tiles() {
+#ifdef DITHER_TILES
+    static const bool granted = syscall(SYS_arch_prctl, 0x1023, 18) == 0;  // ARCH_REQ_XCOMP_PERM, XTILEDATA
+    return granted;
+#else
+    return false;
+#endif
+}
+
+// Rows of codes, and a segment of a panel, that are to be multiplied.
+struct Factors {
+    const uint8_t* a;
+    int64_t pitch_a;
+    const int8_t* b;
+    int64_t pitch_b;
+    int64_t bytes;
+    const int32_t* start;  // (64,) what sums begin with, or null
+};
+
+// sums (R, 64) of R rows.
+template <int R>
+inline void by_vectors(const Factors& f, int32_t* sums) {
+    constexpr int WIDE = LANES == 16 ? 4 : 2;  // vectors at a time, as registers allow
+    for (int64_t v = 0; v < PANEL; v += WIDE * LANES) {
+        Ints sum[R][WIDE] = {};
+        if (f.start != nullptr)
+            for (int i = 0; i < R; ++i)
+                for (int j = 0; j < WIDE; ++j) sum[i][j] = load<Ints>(f.start + v + j * LANES);
+        const int8_t* from[WIDE];
+        for (int j = 0; j < WIDE; ++j) from[j] = f.b + column(v + j * LANES, f.pitch_b);
+        for (int64_t k = 0; k < f.bytes; k += 4) {
+            Ints c[WIDE];
+            for (int j = 0; j < WIDE; ++j) c[j] = load<Ints>(from[j] + k * COLUMN);
+#pragma GCC unroll 8
+            for (int i = 0; i < R; ++i) {
+                const int32_t four = load<int32_t>(f.a + i * f.pitch_a + k);
+                for (int j = 0; j < WIDE; ++j) sum[i][j] = dot(sum[i][j], four, c[j]);
+            }
+        }
+        for (int i = 0; i < R; ++i)
+            for (int j = 0; j < WIDE; ++j) store(sums + i * PANEL + v + j * LANES, sum[i][j]);
+    }
+}
+
+constexpr int64_t AT_ONCE = LANES == 16 ? 6 : 4;  // rows by vectors
+
+inline void by_vectors(Factors f, int64_t rows, int32_t* sums) {
+    for (int64_t r = 0; r < rows; r += AT_ONCE, f.a += AT_ONCE * f.pitch_a) {
+        int32_t* to = sums + r * PANEL;
+        switch (rows - r < AT_ONCE ? rows - r : AT_ONCE) {
+            case 1: by_vectors<1>(f, to); break;
+            case 2: by_vectors<2>(f, to); break;
+            case 3: by_vectors<3>(f, to); break;
+            case 4: by_vectors<4>(f, to); break;
+            case 5: by_vectors<5>(f, to); break;
+            default: by_vectors<6>(f, to);
+        }
+    }
+}
+
+#ifdef DITHER_TILES
+// What has been written is in memory: compilers' headers do not say that the instructions on tiles read it.
+inline void seen(const void* at) { asm volatile("" : : "r"(at) : "memory"); }
+
+inline void enter_tiles() {
+    alignas(64) struct {
+        uint8_t palette = 1, start = 0, reserved[14] = {};
+        uint16_t bytes[16] = {};
+        uint8_t rows[16] = {};
+    } config;
+    for (int t = 0; t < 8; ++t) {
+        config.bytes[t] = 64;
+        config.rows[t] = 16;
+    }
+    seen(&config);
+    _tile_loadconfig(&config);
+}
+
+// The same for 32 rows and 32 outputs from ``v`` on: four tiles of sums, two of codes, two of the panel.
+inline void by_tiles(const Factors& f, int64_t v, int32_t* sums) {
+    const int8_t *b = f.b + column(v, f.pitch_b), *c = f.b + column(v + COLUMN, f.pitch_b);
+    seen(f.a);
+    if (f.start == nullptr) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    } else {  // all rows are the same
+        const int32_t* start = f.start + v;
+        _tile_loadd(0, start, 0);
+        _tile_loadd(1, start + 16, 0);
+        _tile_loadd(2, start, 0);
+        _tile_loadd(3, start + 16, 0);
+    }
+    for (int64_t k = 0; k < f.bytes; k += STEP) {
+        _tile_loadd(4, f.a + k, f.pitch_a);
+        _tile_loadd(6, b + k * COLUMN, COLUMN * 4);
+        _tile_loadd(7, c + k * COLUMN, COLUMN * 4);
+        _tile_dpbusd(0, 4, 6);
+        _tile_dpbusd(1, 4, 7);
+        _tile_loadd(5, f.a + 16 * f.pitch_a + k, f.pitch_a);
+        _tile_dpbusd(2, 5, 6);
+        _tile_dpbusd(3, 5, 7);
+    }
+    _tile_stored(0, sums, HALF * 4);
+    _tile_stored(1, sums + 16, HALF * 4);
+    _tile_stored(2, sums + 16 * HALF, HALF * 4);
+    _tile_stored(3, sums + 16 * HALF + 16, HALF * 4);
+}
+#endif
+
+// ``many`` outputs of a row, from their values.
+inline void put(const Linear& call, int64_t to, int64_t many, const Floats* f) {
+    for (int64_t v = 0; v * LANES < many; ++v, to += LANES) {
+        const int64_t left = many - v * LANES;
+        if (call.out_type == F32) {
+            float* out = static_cast<float*>(call.out) + to;
+            if (left >= LANES) store(out, f[v]);
+            else std::memcpy(out, &f[v], static_cast<size_t>(left) * sizeof(float));
+        } else {
+            uint16_t* out = static_cast<uint16_t*>(call.out) + to;
+            uint16_t whole[LANES];
+            if (left >= LANES) {
+                to_bf16(out, f[v]);
+            } else {
+                to_bf16(whole, f[v]);
+                std::memcpy(out, whole, static_cast<size_t>(left) * sizeof(uint16_t));
+            }
+        }
+    }
+}
+
+// A block of outputs: some rows, and WIDTH outputs from ``first`` on, which are [v, v + WIDTH) of the panel.
+struct Block {
+    int64_t row, rows, panel, v, many;
+};
+
+// What sums (rows, WIDTH) say of the outputs, onto ``y`` (rows, WIDTH) if others were before; the last one writes them.
+// ``turn``: segments of a pass, pass by pass.
+template <int WIDTH, bool EVEN, bool ZEROS>
+inline void scaled(const Plan& p, const Block& block, int64_t turn, const int32_t* sums, float* y) {
+    constexpr int MANY = WIDTH / LANES;
+    const Linear& call = p.call;
+    const int64_t s = turn % call.segments, turns = p.passes * call.segments;
+    const int64_t at = (block.panel * call.segments + s) * PANEL + block.v, first = block.panel * PANEL + block.v;
+    const bool last = turn == turns - 1;
+    const int32_t size = static_cast<int32_t>(p.size);
+    Floats sw[MANY], bias[MANY] = {};
+    Ints sumc[MANY], zw[MANY] = {};
+    for (int j = 0; j < MANY; ++j) {
+        sw[j] = load<Floats>(p.sw + at + j * LANES);
+        sumc[j] = load<Ints>(p.sumc + at + j * LANES);
+        if (ZEROS) zw[j] = load<Ints>(p.zw + at + j * LANES);
+        const int64_t left = block.many - j * LANES;
+        if (call.bias != nullptr && left > 0)
+            std::memcpy(&bias[j], call.bias + first + j * LANES, static_cast<size_t>(left < LANES ? left : LANES) * 4);
+    }
+    for (int64_t r = 0; r < block.rows; ++r) {
+        const int64_t from = (block.row + r) * turns + turn;
+        const float sx = p.sx[from];
+        const int32_t zx = p.zx[from], rest = ZEROS ? p.suma[from] - size * zx : 0;
+        Floats f[MANY];
+        for (int j = 0; j < MANY; ++j) {
+            Ints sum = load<Ints>(sums + r * WIDTH + j * LANES);
+            if (!EVEN) sum -= zx * sumc[j];
+            if (ZEROS) sum -= rest * zw[j];
+            f[j] = to_floats(sum) * sx * sw[j];
+            if (turn > 0) f[j] += load<Floats>(y + r * WIDTH + j * LANES);
+            if (!last) store(y + r * WIDTH + j * LANES, f[j]);
+            else if (call.bias != nullptr) f[j] += bias[j];
+        }
+        if (last) put(call, (block.row + r) * call.weight.outputs + first, block.many, f);
+    }
+}
+
+template <int WIDTH>
+inline void scaled(const Plan& p, const Block& block, int64_t turn, const int32_t* sums, float* y) {
+    const bool zeros = p.zw != nullptr;
+    if (p.even()) zeros ? scaled<WIDTH, true, true>(p, block, turn, sums, y) : scaled<WIDTH, true, false>(p, block, turn, sums, y);
+    else zeros ? scaled<WIDTH, false, true>(p, block, turn, sums, y) : scaled<WIDTH, false, false>(p, block, turn, sums, y);
+}
+
+// Rows [row, row + rows) of a panel's outputs.
+inline void multiply(const Plan& p, int64_t row, int64_t rows, int64_t panel, bool tiles) {
+    alignas(64) int32_t sums[ROWS * PANEL];
+    alignas(64) float y[ROWS * PANEL];
+    const int64_t left = p.call.weight.outputs - panel * PANEL, outputs = left < PANEL ? left : PANEL;
+    const int8_t* b = p.b + panel * p.pitch * PANEL;
+    const int64_t segments = p.call.segments, turns = p.passes * segments, pitch = p.passes * p.pitch;
+    const int32_t* starts = p.even() ? p.sumc + panel * segments * PANEL : nullptr;
+    const auto factors = [&](int64_t at, int64_t turn, int64_t bytes) {
+        const int64_t s = turn % segments;
+        const uint8_t* a = p.a + at * pitch + turn * p.padded;
+        return Factors{a, pitch, b + s * p.padded * COLUMN, p.pitch, bytes, starts == nullptr ? nullptr : starts + s * PANEL};
+    };
+#ifdef DITHER_TILES
+    if (tiles) {
+        for (int64_t v = 0; v < outputs; v += HALF)  // half a panel may stay in the first cache
+            for (int64_t r = 0; r < rows; r += ROWS) {
+                const int64_t rest = outputs - v;
+                const Block block{row + r, rows - r < ROWS ? rows - r : ROWS, panel, v, rest < HALF ? rest : HALF};
+                for (int64_t turn = 0; turn < turns; ++turn) {
+                    by_tiles(factors(row + r, turn, p.padded), v, sums);
+                    scaled<HALF>(p, block, turn, sums, y);
+                }
+            }
+        return;
+    }
+#endif
+    (void)tiles;
+    for (int64_t r = 0; r < rows; r += ROWS) {
+        const Block block{row + r, rows - r < ROWS ? rows - r : ROWS, panel, 0, outputs};
+        for (int64_t turn = 0; turn < turns; ++turn) {
+            by_vectors(factors(row + r, turn, up(p.size, 4)), block.rows, sums);
+            scaled<PANEL>(p, block, turn, sums, y);
+        }
+    }
+}
+
+}  // namespace dither
