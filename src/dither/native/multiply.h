@@ -153,58 +153,75 @@ struct Block {
     int64_t row, rows, panel, v, many;
 };
 
-// What sums (rows, WIDTH) say of the outputs, onto ``y`` (rows, WIDTH) if others were before; the last one writes them.
-// ``turn``: segments of a pass, pass by pass.
+constexpr int64_t TURNS = 16;  // segments of passes whose sums are kept, before they are scaled all at once
+
+// What sums (turns, rows, WIDTH) of the turns [from, to) say of the outputs, onto ``y`` (rows, WIDTH) if others were before;
+// the last ones write them. A turn is a segment of a pass; they go pass by pass.
 template <int WIDTH, bool EVEN, bool ZEROS>
-inline void scaled(const Plan& p, const Block& block, int64_t turn, const int32_t* sums, float* y) {
+void scaled(const Plan& p, const Block& block, int64_t from, int64_t to, const int32_t* sums, float* y) {
     constexpr int MANY = WIDTH / LANES;
     const Linear& call = p.call;
-    const int64_t s = turn % call.segments, turns = p.passes * call.segments;
-    const int64_t at = (block.panel * call.segments + s) * PANEL + block.v, first = block.panel * PANEL + block.v;
-    const bool last = turn == turns - 1;
+    const int64_t segments = call.segments, turns = p.passes * segments, first = block.panel * PANEL + block.v;
     const int32_t size = static_cast<int32_t>(p.size);
-    Floats sw[MANY], bias[MANY] = {};
-    Ints sumc[MANY], zw[MANY] = {};
+    Floats bias[MANY] = {};
     for (int j = 0; j < MANY; ++j) {
-        sw[j] = load<Floats>(p.sw + at + j * LANES);
-        sumc[j] = load<Ints>(p.sumc + at + j * LANES);
-        if (ZEROS) zw[j] = load<Ints>(p.zw + at + j * LANES);
         const int64_t left = block.many - j * LANES;
         if (call.bias != nullptr && left > 0)
             std::memcpy(&bias[j], call.bias + first + j * LANES, static_cast<size_t>(left < LANES ? left : LANES) * 4);
     }
     for (int64_t r = 0; r < block.rows; ++r) {
-        const int64_t from = (block.row + r) * turns + turn;
-        const float sx = p.sx[from];
-        const int32_t zx = p.zx[from], rest = ZEROS ? p.suma[from] - size * zx : 0;
-        Floats f[MANY];
-        for (int j = 0; j < MANY; ++j) {
-            Ints sum = load<Ints>(sums + r * WIDTH + j * LANES);
-            if (!EVEN) sum -= zx * sumc[j];
-            if (ZEROS) sum -= rest * zw[j];
-            f[j] = to_floats(sum) * sx * sw[j];
-            if (turn > 0) f[j] += load<Floats>(y + r * WIDTH + j * LANES);
-            if (!last) store(y + r * WIDTH + j * LANES, f[j]);
-            else if (call.bias != nullptr) f[j] += bias[j];
+        Floats f[MANY] = {};
+        if (from > 0)
+            for (int j = 0; j < MANY; ++j) f[j] = load<Floats>(y + r * WIDTH + j * LANES);
+        const int32_t* sum = sums + r * WIDTH;
+        for (int64_t turn = from; turn < to; ++turn, sum += ROWS * WIDTH) {
+            const int64_t at = (block.panel * segments + turn % segments) * PANEL + block.v;
+            const int64_t input = (block.row + r) * turns + turn;
+            const float sx = p.sx[input];
+            const int32_t zx = p.zx[input], rest = ZEROS ? p.suma[input] - size * zx : 0;
+            for (int j = 0; j < MANY; ++j) {
+                Ints v = load<Ints>(sum + j * LANES);
+                if (!EVEN) v -= zx * load<Ints>(p.sumc + at + j * LANES);
+                if (ZEROS) v -= rest * load<Ints>(p.zw + at + j * LANES);
+                f[j] = fused(to_floats(v) * sx, load<Floats>(p.sw + at + j * LANES), f[j]);
+            }
         }
-        if (last) put(call, (block.row + r) * call.weight.outputs + first, block.many, f);
+        if (to < turns) {
+            for (int j = 0; j < MANY; ++j) store(y + r * WIDTH + j * LANES, f[j]);
+            continue;
+        }
+        if (call.bias != nullptr)
+            for (int j = 0; j < MANY; ++j) f[j] += bias[j];
+        put(call, (block.row + r) * call.weight.outputs + first, block.many, f);
     }
 }
 
 template <int WIDTH>
-inline void scaled(const Plan& p, const Block& block, int64_t turn, const int32_t* sums, float* y) {
+void scaled(const Plan& p, const Block& block, int64_t from, int64_t to, const int32_t* sums, float* y) {
     const bool zeros = p.zw != nullptr;
-    if (p.even()) zeros ? scaled<WIDTH, true, true>(p, block, turn, sums, y) : scaled<WIDTH, true, false>(p, block, turn, sums, y);
-    else zeros ? scaled<WIDTH, false, true>(p, block, turn, sums, y) : scaled<WIDTH, false, false>(p, block, turn, sums, y);
+    const auto run = p.even() ? (zeros ? scaled<WIDTH, true, true> : scaled<WIDTH, true, false>)
+                              : (zeros ? scaled<WIDTH, false, true> : scaled<WIDTH, false, false>);
+    run(p, block, from, to, sums, y);
+}
+
+// Outputs of a block: ``sum(turn, sums)`` makes the sums (ROWS, WIDTH) of a turn.
+template <int WIDTH, class Sum>
+void outputs(const Plan& p, const Block& block, const Sum& sum) {
+    alignas(64) int32_t sums[TURNS * ROWS * WIDTH];
+    alignas(64) float y[ROWS * WIDTH];
+    const int64_t turns = p.passes * p.call.segments;
+    for (int64_t from = 0; from < turns; from += TURNS) {
+        const int64_t to = turns - from < TURNS ? turns : from + TURNS;
+        for (int64_t turn = from; turn < to; ++turn) sum(turn, sums + (turn - from) * ROWS * WIDTH);
+        scaled<WIDTH>(p, block, from, to, sums, y);
+    }
 }
 
 // Rows [row, row + rows) of a panel's outputs.
 inline void multiply(const Plan& p, int64_t row, int64_t rows, int64_t panel, bool tiles) {
-    alignas(64) int32_t sums[ROWS * PANEL];
-    alignas(64) float y[ROWS * PANEL];
-    const int64_t left = p.call.weight.outputs - panel * PANEL, outputs = left < PANEL ? left : PANEL;
+    const int64_t left = p.call.weight.outputs - panel * PANEL, wanted = left < PANEL ? left : PANEL;
     const int8_t* b = p.b + panel * p.pitch * PANEL;
-    const int64_t segments = p.call.segments, turns = p.passes * segments, pitch = p.passes * p.pitch;
+    const int64_t segments = p.call.segments, pitch = p.passes * p.pitch;
     const int32_t* starts = p.even() ? p.sumc + panel * segments * PANEL : nullptr;
     const auto factors = [&](int64_t at, int64_t turn, int64_t bytes) {
         const int64_t s = turn % segments;
@@ -213,25 +230,22 @@ inline void multiply(const Plan& p, int64_t row, int64_t rows, int64_t panel, bo
     };
 #ifdef DITHER_TILES
     if (tiles) {
-        for (int64_t v = 0; v < outputs; v += HALF)  // half a panel may stay in the first cache
-            for (int64_t r = 0; r < rows; r += ROWS) {
-                const int64_t rest = outputs - v;
-                const Block block{row + r, rows - r < ROWS ? rows - r : ROWS, panel, v, rest < HALF ? rest : HALF};
-                for (int64_t turn = 0; turn < turns; ++turn) {
-                    by_tiles(factors(row + r, turn, p.padded), v, sums);
-                    scaled<HALF>(p, block, turn, sums, y);
-                }
+        for (int64_t v = 0; v < wanted; v += HALF)  // half a panel may stay in the first cache
+            for (int64_t r = row; r < row + rows; r += ROWS) {
+                const int64_t many = row + rows - r, rest = wanted - v;
+                const Block block{r, many < ROWS ? many : ROWS, panel, v, rest < HALF ? rest : HALF};
+                outputs<HALF>(p, block, [&](int64_t turn, int32_t* sums) { by_tiles(factors(r, turn, p.padded), v, sums); });
             }
         return;
     }
 #endif
     (void)tiles;
-    for (int64_t r = 0; r < rows; r += ROWS) {
-        const Block block{row + r, rows - r < ROWS ? rows - r : ROWS, panel, 0, outputs};
-        for (int64_t turn = 0; turn < turns; ++turn) {
-            by_vectors(factors(row + r, turn, up(p.size, 4)), block.rows, sums);
-            scaled<PANEL>(p, block, turn, sums, y);
-        }
+    for (int64_t r = row; r < row + rows; r += ROWS) {
+        const int64_t many = row + rows - r;
+        const Block block{r, many < ROWS ? many : ROWS, panel, 0, wanted};
+        outputs<PANEL>(p, block, [&](int64_t turn, int32_t* sums) {
+            by_vectors(factors(r, turn, up(p.size, 4)), block.rows, sums);
+        });
     }
 }
 
