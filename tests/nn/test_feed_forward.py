@@ -145,3 +145,14 @@ def test_other_activations_and_full_precision_are_left_alone(activation):
     block = nn.ModuleDict({"ff": FeedForward(WIDTH, activation_fn=activation)})
     fuse(block)
     assert type(block["ff"]) is FeedForward
+
+
+@needs_native
+@pytest.mark.parametrize("specs", [SPECS["int8"], SPECS["groups"], APART["rotated"]], ids=["int8", "groups", "apart"])
+def test_graphs_are_whole(specs):
+    block = Block(specs)
+    fuse(block)
+    compiled = torch.compile(block.ff, fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 5, WIDTH)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), block.ff(x))
