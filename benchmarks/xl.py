@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder for about 7 GB of files; a temporary one by default")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--blocks", type=int, default=BLOCKS, help="fewer, to try the script")
-    parser.add_argument("--only", help="run only rows whose 'layout bits recipe' contains this")
+    parser.add_argument("--only", help="run only rows whose 'layout bits recipe options' contains this")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "xl.json")
     given, usual = parser.parse_args(), parser.parse_args([])
     if given.work is not None:
@@ -65,7 +65,7 @@ def measure(work: Path, threads: int, blocks: int, only: str) -> dict[str, Any]:
     """All rows, with the sizes of the originals."""
     originals, rows = {}, []
     for layout, name in SOURCES.items():
-        runs = [r for r in RUNS if r[0] == layout and only in " ".join(r[:3])]
+        runs = [r for r in RUNS if r[0] == layout and only in " ".join((*r[:3], *(r[3] or ())))]
         if not runs:
             continue
         source = work / name
