@@ -150,6 +150,18 @@ def test_the_operator_of_feed_forward_is_a_good_one():
     torch.library.opcheck(torch.ops.dither.feed_forward_int8.default, (x, one, two, torch.ones(96), True, 72))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("tanh", [False, True])
+def test_gelu_is_torchs_but_for_the_last_places(tanh, dtype):
+    x = torch.cat([torch.linspace(-12, 12, 5001), torch.tensor([0.0, -0.0, 100.0, -100.0])]).to(dtype)
+    torch.library.opcheck(torch.ops.dither.gelu.default, (x, tanh))
+    want = torch.nn.functional.gelu(x, approximate="tanh" if tanh else "none")
+    close = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {}
+    torch.testing.assert_close(torch.ops.dither.gelu(x, tanh), want, **close)
+    with pytest.raises(DitherError, match="gelu of float16"):
+        torch.ops.dither.gelu(x.half(), tanh)
+
+
 def test_feed_forward_gives_the_same_bits_on_all_instructions(afresh, monkeypatch):
     found = []
     for name, (needs, _) in build.INSTRUCTIONS.items():

@@ -149,6 +149,7 @@ int main() {
                 FeedForward call{};
                 call.between = way == 3 ? by.data() : nullptr;
                 call.tanh = way != 1;
+                call.narrow = way == 2;
                 Linear* linears[2] = {&call.first, &call.second};
                 Made* weights[2] = {&one, &two};
                 for (int i = 0; i < 2; ++i) {

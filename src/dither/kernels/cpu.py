@@ -139,15 +139,14 @@ def feed_forward(first: Inputs, second: Inputs, between: Tensor | None, tanh: bo
     """Two linears that ``CPU_INT8`` runs, with a GELU between them: what is between never leaves the caches.
 
     Args:
-        first: of the first one.
+        first: of the first one, with x float32 or bfloat16.
         second: of the second one; its x gives its rows alone, and its ranges must not depend on more of it.
         between: what activations (H) are multiplied by, or None.
         tanh: GELU is the approximation by tanh.
     """
-    x = first.x if first.x.dtype in TYPES else first.x.float()
-    args = (list(_given(first, x)), list(_given(second, x)), between, tanh, second.shape[0])
-    y: Tensor = torch.ops.dither.feed_forward_int8(x, *args)
-    return y.to(first.x.dtype)
+    args = (list(_given(first, first.x)), list(_given(second, first.x)), between, tanh, second.shape[0])
+    y: Tensor = torch.ops.dither.feed_forward_int8(first.x, *args)
+    return y
 
 
 def _run_weight_only(call: Inputs) -> Tensor:

@@ -1,4 +1,4 @@
-"""Operators of torch on the native code: ``linear_int8``, ``linear_few`` and ``feed_forward_int8``, with shapes for graphs.
+"""Operators of torch on native code, with shapes for graphs: linears, feed-forward parts, and the GELU of these.
 
 Numbers that say how a weight is stored come as one tensor of integers; ``FACTS`` are their names. Shapes and dtypes are
 looked at before native code reads memory.
@@ -54,7 +54,7 @@ class _Linear(ctypes.Structure):
 class _FeedForward(ctypes.Structure):
     """``dither::FeedForward``."""
 
-    _fields_ = [("first", _Linear), ("second", _Linear), *_fields("*between tanh")]
+    _fields_ = [("first", _Linear), ("second", _Linear), *_fields("*between tanh narrow")]
 
 
 class _Few(ctypes.Structure):
@@ -138,6 +138,8 @@ def feed_forward_int8(
 ) -> Tensor:
     """(..., K) to (..., N) in the dtype of x: two linears of integers with a GELU between them.
 
+    The same bits as ``linear_int8``, ``gelu`` and ``linear_int8`` one after the other.
+
     Args:
         x: (..., K) float32 or bfloat16.
         first, second: what ``linear_int8`` takes between x and ``outputs``, of each linear.
@@ -170,9 +172,24 @@ def feed_forward_int8(
     x, by = x.contiguous(), None if between is None else between.contiguous()
     ends = _ends(x, y)
     call = _FeedForward(
-        _Linear(**before, **ends), _Linear(**behind, **ends), None if by is None else by.data_ptr(), int(tanh)
+        _Linear(**before, **ends),
+        _Linear(**behind, **ends),
+        None if by is None else by.data_ptr(),
+        int(tanh),
+        int(x.dtype == torch.bfloat16),
     )
     _done(rows and _library("int8").dither_feed_forward(ctypes.byref(call)), two, rows)
+    return y
+
+
+def gelu(x: Tensor, tanh: bool) -> Tensor:
+    """GELU of x, float32 or bfloat16, with the bits that it has in ``feed_forward_int8``."""
+    if x.dtype not in TYPES:
+        raise DitherError(f"gelu of {str(x.dtype).removeprefix('torch.')}: float32 and bfloat16 are known")
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    numbers = (c_int64(TYPES[x.dtype]), c_int64(x.numel()), c_int64(int(tanh)), c_int64(torch.get_num_threads()))
+    _library("int8").dither_gelu(c_void_p(x.data_ptr()), *numbers, c_void_p(y.data_ptr()))
     return y
 
 
@@ -310,6 +327,9 @@ for _name, _ranges, _run in (
     _OPS.define(f"{_name}({_WEIGHTS}{_ranges}, Tensor? bias, Tensor facts, int outputs) -> Tensor")  # type: ignore[no-untyped-call]
     _OPS.impl(_name, _run, "CPU")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"dither::{_name}", _like, lib=_OPS)
+_OPS.define("gelu(Tensor x, bool tanh) -> Tensor")  # type: ignore[no-untyped-call]
+_OPS.impl("gelu", gelu, "CPU")  # type: ignore[no-untyped-call]
+torch.library.register_fake("dither::gelu", lambda x, tanh: x.new_empty(x.shape), lib=_OPS)
 _OPS.define(  # type: ignore[no-untyped-call]
     "feed_forward_int8(Tensor x, Tensor?[] first, Tensor?[] second, Tensor? between, bool tanh, int outputs) -> Tensor"
 )

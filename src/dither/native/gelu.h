@@ -44,16 +44,25 @@ inline Floats gelu_by_erf(Floats x) {
 
 inline Floats gelu(Floats x, bool tanh) { return tanh ? gelu_by_tanh(x) : gelu_by_erf(x); }
 
+// What GELU is to do: ``narrow`` values are rounded to bfloat16 before and after it, as where each step is an operator.
+struct Gelu {
+    bool tanh, narrow;
+
+    Floats operator()(Floats x) const {
+        return narrow ? as_bf16(gelu(as_bf16(x), tanh)) : gelu(x, tanh);
+    }
+};
+
 // In place, and times ``by`` (columns) if there is one.
-inline void gelu(float* y, int64_t rows, int64_t columns, const float* by, bool tanh) {
+inline void gelu(float* y, int64_t rows, int64_t columns, const float* by, const Gelu& of) {
     for (int64_t r = 0; r < rows; ++r, y += columns) {
         int64_t i = 0;
         for (; i + LANES <= columns; i += LANES) {
-            const Floats x = gelu(load<Floats>(y + i), tanh);
+            const Floats x = of(load<Floats>(y + i));
             store(y + i, by == nullptr ? x : x * load<Floats>(by + i));
         }
         for (; i < columns; ++i) {
-            const float x = gelu(all(y[i]), tanh)[0];
+            const float x = of(all(y[i]))[0];
             y[i] = by == nullptr ? x : x * by[i];
         }
     }

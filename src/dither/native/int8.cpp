@@ -10,6 +10,7 @@
 // Each output is computed by the same operations in the same order whatever the threads.
 
 #include <cstdint>
+#include <cstring>
 #include <new>
 
 #include "gelu.h"
@@ -60,6 +61,7 @@ struct FeedForward {
     Linear first, second;  // the first one's outputs and the second one's inputs are found here
     const float* between;  // (hidden,) what activations are multiplied by, or null
     int64_t tanh;          // whether GELU is the approximation by tanh
+    int64_t narrow;        // whether what is between is rounded to bfloat16, as if each step were an operator of its own
 };
 
 namespace {
@@ -107,7 +109,7 @@ int64_t run(const FeedForward& call) {
         p.call.out = y;
         p.call.out_type = F32;
         computed(p, tiles);
-        gelu(y, many, hidden, call.between, call.tanh != 0);
+        gelu(y, many, hidden, call.between, Gelu{call.tanh != 0, call.narrow != 0});
         Plan q = part_of(second, row, many, inputs[1]);
         q.call.x = y;
         q.call.x_type = F32;
@@ -130,6 +132,27 @@ extern "C" int64_t dither_feed_forward(const dither::FeedForward* call) try {
     return dither::run(*call);
 } catch (const std::bad_alloc&) {
     return 2;
+}
+
+// GELU of ``count`` values, with the bits that a feed-forward part has.
+extern "C" void dither_gelu(const void* x, int64_t type, int64_t count, int64_t tanh, int64_t threads, void* out) {
+    constexpr int64_t TOGETHER = 4096;
+    const dither::Gelu of{tanh != 0, type == dither::BF16};
+    dither::shared((count + TOGETHER - 1) / TOGETHER, threads, [&](int64_t part) {
+        float y[TOGETHER];
+        const int64_t first = part * TOGETHER, left = count - first, many = left < TOGETHER ? left : TOGETHER;
+        dither::widen(x, type, first, many, y);
+        dither::gelu(y, 1, many, nullptr, of);
+        if (type == dither::F32) {
+            std::memcpy(static_cast<float*>(out) + first, y, static_cast<size_t>(many) * sizeof(float));
+            return;
+        }
+        for (int64_t i = 0; i < many; ++i) {  // rounded already
+            uint32_t bits;
+            std::memcpy(&bits, y + i, sizeof bits);
+            static_cast<uint16_t*>(out)[first + i] = static_cast<uint16_t>(bits >> 16);
+        }
+    });
 }
 
 // What sums integers here: 3 AMX tiles, 2 AVX-512 VNNI, 1 AVX-VNNI, 0 AVX2; -1: nothing that beats torch.

@@ -72,12 +72,16 @@ inline Floats from_bf16(const uint16_t* p) {
 }
 
 // To the nearest, ties to even; NaN stays one.
-inline void to_bf16(uint16_t* p, Floats v) {
+inline Ints bf16_bits(Floats v) {
     const Ints bits = (Ints)v;
     const Ints rounded = bits + 0x7fff + ((bits >> 16) & 1);
     const Ints kept = v == v ? rounded : (bits | 0x400000);
-    store(p, __builtin_convertvector((kept >> 16) & 0xffff, Halves));
+    return (kept >> 16) & 0xffff;
 }
+
+inline void to_bf16(uint16_t* p, Floats v) { store(p, __builtin_convertvector(bf16_bits(v), Halves)); }
+
+inline Floats as_bf16(Floats v) { return (Floats)(bf16_bits(v) << 16); }
 
 // To the nearest integer, ties to even, of values below 2^22 in size.
 inline Floats nearest(Floats v) {

@@ -4,7 +4,8 @@
 
 The four times wider activations between both are what a small transformer spends most of its time on: writing them, GELU, and
 rounding them. In one call they are made, and used up, some rows at a time. It runs where native code runs both linears and
-nothing else looks at what is between; otherwise, and under autograd, its modules run one by one as they always do.
+nothing else looks at what is between; otherwise, and under autograd, its modules run one by one as they always do. To look
+changes nothing: GELU is native code's own in both cases, and both give the same bits.
 """
 
 from collections.abc import Iterable
@@ -16,10 +17,32 @@ from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 
 from dither.kernels.cpu import CPU_INT8, feed_forward
+from dither.kernels.native_ops import TYPES
 from dither.nn.linear import QLinear
 from dither.spec import PER_TENSOR, LinearSpec
 
-__all__ = ["QFeedForward", "fuse"]
+__all__ = ["NativeGELU", "QFeedForward", "fuse"]
+
+
+class NativeGELU(GELU):
+    """In place of a ``GELU`` of diffusers, whose linear it holds: GELU in native code behind a linear that runs there.
+
+    Args:
+        whole: the other.
+    """
+
+    def __init__(self, whole: GELU) -> None:
+        nn.Module.__init__(self)  # not GELU's: there is a linear already
+        self.proj, self.approximate = whole.proj, whole.approximate
+        self.train(whole.training)
+
+    def gelu(self, gate: Tensor) -> Tensor:
+        """Of what the linear gives, (..., H)."""
+        if gate.dtype not in TYPES or _integers(self.proj) is None:
+            y: Tensor = super().gelu(gate)
+            return y
+        found: Tensor = torch.ops.dither.gelu(gate, self.approximate == "tanh")
+        return found
 
 
 class QFeedForward(FeedForward):
@@ -38,21 +61,21 @@ class QFeedForward(FeedForward):
         """(..., K) to (..., N)."""
         gelu, dropout, last, *rest = self.net
         first, second = _integers(cast(nn.Module, gelu.proj)), _integers(last)
-        if (
-            first is None
-            or second is None
-            or not _takes(second.spec)
-            or not _is_unwatched((gelu, first, dropout, second))
-        ):
-            y: Tensor = super().forward(hidden_states, *args, **kwargs)
-            return y
+        if first is None or second is None or not _takes(second.spec, hidden_states.dtype):
+            return self._one_by_one(hidden_states, *args, **kwargs)
+        if not _is_unwatched((gelu, first, dropout, second)):
+            return self._one_by_one(hidden_states, *args, **kwargs)
         x = first.transform(hidden_states)
         one = first.inputs(x, first.bias, first.ways[0])
         two = second.inputs(x, second.bias, second.ways[0])
         between = second.get_buffer("pre_scale").flatten() if second.spec.pre_scale else None
-        y = feed_forward(one, two, between, gelu.approximate == "tanh").to(hidden_states.dtype)
+        y = feed_forward(one, two, between, gelu.approximate == "tanh")
         for module in rest:
             y = module(y)
+        return y
+
+    def _one_by_one(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        y: Tensor = super().forward(hidden_states, *args, **kwargs)
         return y
 
 
@@ -64,10 +87,11 @@ def _integers(linear: nn.Module) -> QLinear | None:
     return linear if plain and linear.kernel is CPU_INT8 else None
 
 
-def _takes(spec: LinearSpec) -> bool:
-    """Whether the second linear's inputs can be made, and rounded, a few rows at a time."""
+def _takes(spec: LinearSpec, dtype: torch.dtype) -> bool:
+    """Whether the second linear's inputs can be made, and rounded, a few rows at a time, to the same bits."""
     by_row = spec.act is not None and (spec.act.static or spec.act.grid.group != PER_TENSOR)
-    return by_row and spec.rotation is None and spec.pre_scale <= 1
+    scaled = not spec.pre_scale or (spec.pre_scale == 1 and dtype == torch.float32)
+    return by_row and scaled and dtype in TYPES and spec.rotation is None
 
 
 def _is_unwatched(modules: Iterable[nn.Module]) -> bool:
@@ -85,5 +109,6 @@ def fuse(model: nn.Module) -> None:
         if type(module) is not FeedForward or type(module.net[0]) is not GELU:
             continue
         if isinstance(module.net[0].proj, QLinear) and isinstance(module.net[2], QLinear):
+            module.net[0] = NativeGELU(module.net[0])
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, QFeedForward(module))
