@@ -176,6 +176,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "xl": lambda: xl("xl"),
     "xl-vidit-q": lambda: xl("xl_vidit_q"),
     "xl-gptq": lambda: xl("xl_gptq"),
+    "xl-low-bit": lambda: xl("xl_low_bit"),
     **evaluation_tables.TABLES,
     **vidit_q_tables.TABLES,
     **q_dit_tables.TABLES,
