@@ -17,7 +17,7 @@ import dither
 from benchmarks.common import by_turns, milliseconds, speedup
 from benchmarks.xl_steps import CONFIG
 from dither import zoo
-from dither.kernels import KERNELS, Kernel, named
+from dither.kernels import Kernel, named
 from dither.nn import QLinear
 from dither.spec import Act, Bits, Int, Recipe, Trellis
 from dither.stages import Assign, Rtn, describe
@@ -191,7 +191,7 @@ def with_reference(module: nn.Module) -> nn.Module:
     other = copy.deepcopy(module)
     for layer in other.modules():
         if isinstance(layer, QLinear):
-            layer.kernel = KERNELS[-1]
+            layer.kernel = named("reference")
     return other
 
 

@@ -1,7 +1,10 @@
 """The C++ of linears under sanitizers, for every set of instructions that this CPU has, beside sums made one by one."""
 
+import platform
+import subprocess
+
 import pytest
-from sanitized import needs_compiler, run
+from sanitized import COMPILER, SOURCES, needs_compiler, run
 
 from dither.native import build
 
@@ -51,7 +54,26 @@ static void point(Made& m) {
 }
 """
 
-INT8 = """
+ASK = """
+// A call for a weight, with a range for each row of inputs.
+static Linear ask(const Made& m, const std::vector<float>& x, std::vector<float>& out, int64_t rows, int64_t groups) {
+    Linear call{};
+    call.weight = m.weight;
+    call.scale = m.scale.data();
+    call.zero = m.zero.empty() ? nullptr : m.zero.data();
+    call.scale_rows = m.weight.outputs;
+    call.weight_groups = call.segments = groups;
+    call.act_groups = 1;
+    call.x = x.data();
+    call.out = out.data();
+    call.rows = rows;
+    return call;
+}
+"""
+
+INT8 = (
+    ASK
+    + """
 // The same by decoding rows, and sums in 64 bits.
 static int compare(const Linear& call, const std::vector<float>& out) {
     const Weight& w = call.weight;
@@ -101,19 +123,11 @@ int main() {
                             std::vector<float> x(rows * inputs), bias(outputs), out(rows * outputs, NAN);
                             for (auto& v : x) v = random_float();
                             for (auto& v : bias) v = random_float();
-                            Linear call{};
-                            call.weight = m.weight;
-                            call.scale = m.scale.data();
-                            call.zero = m.zero.empty() ? nullptr : m.zero.data();
-                            call.scale_rows = outputs;
-                            call.weight_groups = groups;
-                            call.x = x.data();
-                            call.rows = rows;
+                            Linear call = ask(m, x, out, rows, groups);
                             call.grid = Grid{way == 1 ? 4 : 8, way != 2, way == 4};
                             call.act_groups = act_groups;
                             call.segments = act_groups > groups ? act_groups : groups;
                             call.bias = way == 1 ? nullptr : bias.data();
-                            call.out = out.data();
                             for (int64_t threads : {1, 3})
                                 for (int64_t tiles : {0, 1}) {
                                     call.threads = threads;
@@ -134,8 +148,11 @@ int main() {
     std::puts("done");
 }
 """
+)
 
-FEED_FORWARD = """
+FEED_FORWARD = (
+    ASK
+    + """
 int main() {
     for (int64_t kind : {INTEGERS, WORDS, TRELLIS})
         for (int64_t rows : {1, 9, 70})
@@ -150,21 +167,9 @@ int main() {
                 call.between = way == 3 ? by.data() : nullptr;
                 call.tanh = way != 1;
                 call.narrow = way == 2;
-                Linear* linears[2] = {&call.first, &call.second};
-                Made* weights[2] = {&one, &two};
-                for (int i = 0; i < 2; ++i) {
-                    Linear& linear = *linears[i];
-                    linear.weight = weights[i]->weight;
-                    linear.scale = weights[i]->scale.data();
-                    linear.zero = weights[i]->zero.empty() ? nullptr : weights[i]->zero.data();
-                    linear.scale_rows = linear.weight.outputs;
-                    linear.act_groups = 1;
-                    linear.weight_groups = linear.segments = i ? groups : 1;
-                    linear.grid = Grid{8, way != 2, way == 3};
-                    linear.x = x.data();
-                    linear.out = y.data();
-                    linear.rows = rows;
-                }
+                call.first = ask(one, x, y, rows, 1);
+                call.second = ask(two, x, y, rows, groups);
+                call.first.grid = call.second.grid = Grid{8, way != 2, way == 3};
                 for (int64_t threads : {1, 3})
                     for (int64_t tiles : {0, 1}) {
                         const std::vector<float> last = y;
@@ -186,6 +191,7 @@ int main() {
     std::puts("done");
 }
 """
+)
 
 FEW = """
 int main() {
@@ -247,3 +253,14 @@ def test_no_sanitizer_finds_anything_and_sums_are_right(name, main, flags, tmp_p
     if not has(flags):
         pytest.skip("this CPU has no such instructions")
     assert run(name, MAIN + main, tmp_path, flags) == "done\n"
+
+
+@needs_compiler
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="flags of x86-64")
+@pytest.mark.parametrize("cpu", ["x86-64", "haswell", "skylake-avx512", "icelake-server", "sapphirerapids"])
+@pytest.mark.parametrize("name", ["int8", "few"])
+def test_it_compiles_for_cpus_that_are_not_here(name, cpu):
+    """Wide vectors without VNNI too, and no vectors of ours at all."""
+    command = [COMPILER, "-std=c++17", f"-march={cpu}", "-fsyntax-only", str(SOURCES / f"{name}.cpp")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

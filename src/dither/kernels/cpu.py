@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dither.kernels.native_ops import FACTS, INTEGERS, MOST_ROWS, TRELLIS, TYPES, WORDS, has_few, means
 from dither.kernels.reference import DEQUANTIZE
-from dither.kernels.table import Inputs, Kernel, Shape
+from dither.kernels.table import Inputs, Kernel, Shape, rows_of
 from dither.numerics import dynamic_table, gaussian_words, groups, trellis_values
 from dither.spec import PER_TENSOR, Format, Gaussian, Grid, Int, LinearSpec, Nested, Trellis, TwoRegion
 
@@ -63,7 +63,7 @@ def _facts(spec: LinearSpec, shape: Shape) -> list[int]:
         segments = k // math.gcd(k // many, k // facts["weight_groups"])
         regions = isinstance(grid, TwoRegion)
         signed = isinstance(grid, Int) and grid.symmetric
-        facts |= {"act_bits": getattr(grid, "bits"), "act_symmetric": int(signed), "act_regions": int(regions)}  # noqa: B009
+        facts |= {"act_bits": grid.bits, "act_symmetric": int(signed), "act_regions": int(regions)}
         facts |= {"act_groups": many, "segments": segments}
     return [facts.get(name, 0) for name in FACTS]
 
@@ -130,7 +130,7 @@ def _given(call: Inputs, x: Tensor) -> tuple[Tensor | None, ...]:
     ranges = call.table
     if ranges is None and call.spec.act.grid.group == PER_TENSOR:
         ranges = dynamic_table(x, call.spec.act.grid)
-    found = {name: _rows_of(t, x) for name, t in (ranges or {}).items()}
+    found = {name: rows_of(t, x) for name, t in (ranges or {}).items()}
     of_inputs = (found.get("scale"), found.get("upper"), found.get("zero"))
     return (*_stored(call), *of_inputs, _bias(call), call.prepared["facts"])
 
@@ -165,12 +165,6 @@ def _stored(call: Inputs) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
 def _bias(call: Inputs) -> Tensor | None:
     return None if call.bias is None else call.bias.float()
-
-
-def _rows_of(t: Tensor, x: Tensor) -> Tensor:
-    """Ranges that broadcast against (..., G) as (M or 1, G)."""
-    count = t.shape[-1]
-    return t.reshape(1, count) if t.numel() == count else t.expand(*x.shape[:-1], count).reshape(-1, count)
 
 
 CPU_INT8 = Kernel("cpu_int8", True, _fits, _prepare, _run)

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dither.kernels.table import Inputs, Kernel, Shape
+from dither.kernels.table import Inputs, Kernel, Shape, rows_of
 from dither.numerics import dynamic_grid, gaussian_codes, high_bits, to_codes, trellis_codes, unpack_int
 from dither.spec import PER_ROW, PER_TENSOR, Gaussian, Int, LinearSpec, Nested, Trellis
 
@@ -126,11 +126,6 @@ def _matmul(a: Tensor, codes: Tensor) -> Tensor:
     return torch._int_mm(a, codes.t())[:rows]
 
 
-def _rows_of(t: Tensor, x: Tensor) -> Tensor:
-    """A scale that broadcasts against (..., G) as one column that broadcasts against the flattened rows, (M or 1, 1)."""
-    return t.reshape(1, 1) if t.numel() == 1 else t.expand(*x.shape[:-1], 1).reshape(-1, 1)
-
-
 def _block(x: Tensor, sx: Tensor | None, zx: Tensor | None, codes: Tensor, call: Inputs) -> Tensor:
     """Some rows x (M, K) with their scales, if static; (M, N) float32."""
     wf, af = _stored(call.spec), _inputs(call.spec)
@@ -156,7 +151,7 @@ def _run(call: Inputs) -> Tensor:
     x = call.x.reshape(-1, k)  # (M, K)
     sx = zx = None
     if call.table is not None:
-        found = {name: _rows_of(t, call.x) for name, t in call.table.items()}
+        found = {name: rows_of(t, call.x) for name, t in call.table.items()}
         sx, zx = found["scale"], found.get("zero")
     elif af.group == PER_TENSOR:
         sx, zx = dynamic_grid(x, af)

@@ -154,7 +154,7 @@ def feed_forward_int8(
     for given in (first, second):
         *tensors, facts = given
         assert facts is not None
-        told = dict(zip(FACTS, facts.tolist(), strict=True))
+        told = _named(facts)
         _check_integers(told, rows, *tensors)
         held.append(_places(*tensors))
         calls.append((told, _linear(told, rows, *held[-1])))
@@ -221,8 +221,12 @@ def linear_few(
     return y
 
 
+def _named(facts: Tensor) -> dict[str, int]:
+    return dict(zip(FACTS, facts.tolist(), strict=True))
+
+
 def _told(facts: Tensor, outputs: int) -> dict[str, int]:
-    told = dict(zip(FACTS, facts.tolist(), strict=True))
+    told = _named(facts)
     if told["outputs"] != outputs:
         raise DitherError(f"a linear of {told['outputs']} outputs was asked for {outputs}")
     return told

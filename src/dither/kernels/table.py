@@ -15,7 +15,7 @@ from torch import Tensor
 from dither.errors import DitherError
 from dither.spec import LinearSpec
 
-__all__ = ["KERNELS", "Inputs", "Kernel", "Shape", "choose", "is_simulated", "named"]
+__all__ = ["KERNELS", "Inputs", "Kernel", "Shape", "choose", "is_simulated", "named", "rows_of"]
 
 Shape: TypeAlias = tuple[int, int]
 """(N, K): outputs, inputs."""
@@ -84,3 +84,9 @@ def named(name: str) -> Kernel:
 def is_simulated(spec: LinearSpec, kernel: Kernel) -> bool:
     """Whether quantized activations are only imitated in floating point."""
     return spec.act is not None and not kernel.real
+
+
+def rows_of(t: Tensor, x: Tensor) -> Tensor:
+    """Ranges that broadcast against (..., G) as (M, G), M rows of x, or as the one row (1, G) that serves all."""
+    count = t.shape[-1]
+    return t.reshape(1, count) if t.numel() == count else t.expand(*x.shape[:-1], count).reshape(-1, count)

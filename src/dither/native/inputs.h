@@ -111,7 +111,7 @@ inline Floats rounded(Floats x, float scale, float inverse, float zero, float lo
     Floats code = nearest(t);
     const Ints near = size_of(t - code) > 0.4999f;
     bool any = false;
-#if defined(__AVX512F__)
+#if DITHER_WIDE
     any = _mm512_cmplt_epi32_mask((__m512i)near, _mm512_setzero_si512()) != 0;
 #else
     for (int j = 0; j < LANES; ++j) any |= near[j] != 0;

@@ -157,7 +157,7 @@ extern "C" void dither_gelu(const void* x, int64_t type, int64_t count, int64_t 
 
 // What sums integers here: 3 AMX tiles, 2 AVX-512 VNNI, 1 AVX-VNNI, 0 AVX2; -1: nothing that beats torch.
 extern "C" int64_t dither_means(void) {
-#if defined(__AVX512F__) && defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#if DITHER_WIDE
     return dither::may_use_tiles() ? 3 : 2;
 #elif defined(__AVXVNNI__)
     return 1;

@@ -12,6 +12,12 @@
 namespace dither {
 
 #if defined(__AVX512F__) && defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#define DITHER_WIDE 1  // vectors of 64 bytes; AVX-512 alone, without VNNI, goes by AVX2
+#else
+#define DITHER_WIDE 0
+#endif
+
+#if DITHER_WIDE
 constexpr int LANES = 16;
 #else
 constexpr int LANES = 8;
@@ -44,7 +50,7 @@ inline Floats size_of(Floats v) { return (Floats)((Ints)v & 0x7fffffff); }
 
 // Signed bytes to integers, and the lowest bytes of integers; compilers make the conversions of vectors one by one.
 inline Ints from_bytes(const int8_t* p) {
-#if defined(__AVX512F__) && defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#if DITHER_WIDE
     return (Ints)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #elif defined(__AVX2__)
     return (Ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
@@ -54,7 +60,7 @@ inline Ints from_bytes(const int8_t* p) {
 }
 
 inline void to_bytes(uint8_t* p, Ints v) {
-#if defined(__AVX512F__) && defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#if DITHER_WIDE
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8((__m512i)v));
 #elif defined(__AVX2__)
     const __m256i lowest = _mm256_set1_epi32(0x0c080400);  // of each half, into its first four bytes
@@ -91,7 +97,7 @@ inline Floats nearest(Floats v) {
 
 // a b + c, rounded once where the CPU can.
 inline Floats fused(Floats a, Floats b, Floats c) {
-#if defined(__AVX512F__) && defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#if DITHER_WIDE
     return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__AVX2__) && defined(__FMA__)
     return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
@@ -102,7 +108,7 @@ inline Floats fused(Floats a, Floats b, Floats c) {
 
 // sum += four bytes of ``a``, unsigned and the same for all lanes, times four of each lane of ``b``, signed.
 inline Ints dot(Ints sum, int32_t a, Ints b) {
-#if defined(__AVX512F__) && defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#if DITHER_WIDE
     return (Ints)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(a), (__m512i)b);
 #elif defined(__AVXVNNI__)
     return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sum, _mm256_set1_epi32(a), (__m256i)b);

@@ -4,8 +4,8 @@ from dither.clock import Clock, Read
 from dither.nn.activation import QActivation
 from dither.nn.attention import QAttention, Widths, attention_layout, attention_tensors, detach, widths_of
 from dither.nn.borrowed import SHARABLE, Borrowed, alike, equal, shared_modules
-from dither.nn.feed_forward import QFeedForward, fuse
-from dither.nn.install import build, install, lend, packed_tensors, replace
+from dither.nn.feed_forward import QFeedForward
+from dither.nn.install import build, fuse, install, lend, packed_tensors, replace
 from dither.nn.linear import QLinear, tensor_layout
 from dither.nn.timed import TimedLinear, ViewedLinear
 from dither.nn.timestep_table import (

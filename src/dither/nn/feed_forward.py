@@ -21,7 +21,7 @@ from dither.kernels.native_ops import TYPES
 from dither.nn.linear import QLinear
 from dither.spec import PER_TENSOR, LinearSpec
 
-__all__ = ["NativeGELU", "QFeedForward", "fuse"]
+__all__ = ["NativeGELU", "QFeedForward"]
 
 
 class NativeGELU(GELU):
@@ -101,14 +101,3 @@ def _is_unwatched(modules: Iterable[nn.Module]) -> bool:
     return not any(
         m._forward_hooks or m._forward_pre_hooks or (isinstance(m, nn.Dropout) and m.training) for m in modules
     )
-
-
-def fuse(model: nn.Module) -> None:
-    """Put a ``QFeedForward`` in the place of every feed-forward part with a GELU and two quantized linears."""
-    for name, module in list(model.named_modules()):
-        if type(module) is not FeedForward or type(module.net[0]) is not GELU:
-            continue
-        if isinstance(module.net[0].proj, QLinear) and isinstance(module.net[2], QLinear):
-            module.net[0] = NativeGELU(module.net[0])
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, QFeedForward(module))

@@ -1,6 +1,8 @@
 """Putting quantized linears, attentions and timestep tables into a model, empty and ready to be loaded, as a plan says."""
 
 import torch
+from diffusers.models.activations import GELU
+from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 
 from dither.clock import Clock, Read, start_clock
@@ -8,13 +10,13 @@ from dither.errors import BadCheckpoint, BadFormat
 from dither.nn.activation import QActivation
 from dither.nn.attention import QAttention, widths_of
 from dither.nn.borrowed import Borrowed, alike
-from dither.nn.feed_forward import fuse
+from dither.nn.feed_forward import NativeGELU, QFeedForward
 from dither.nn.linear import QLinear
 from dither.nn.timed import TimedLinear, ViewedLinear
 from dither.nn.timestep_table import put_table
 from dither.spec import Plan, Spec, Timed, Views
 
-__all__ = ["build", "install", "lend", "packed_tensors", "replace"]
+__all__ = ["build", "fuse", "install", "lend", "packed_tensors", "replace"]
 
 
 def build(
@@ -49,6 +51,16 @@ def lend(model: nn.Module, name: str, owner: str) -> Borrowed:
     made = Borrowed(other, owner).train(module.training)
     replace(model, name, made)
     return made
+
+
+def fuse(model: nn.Module) -> None:
+    """Put a ``QFeedForward`` in the place of every feed-forward part with a GELU and two quantized linears."""
+    for name, module in list(model.named_modules()):
+        if type(module) is not FeedForward or type(module.net[0]) is not GELU:
+            continue
+        if isinstance(module.net[0].proj, QLinear) and isinstance(module.net[2], QLinear):
+            module.net[0] = NativeGELU(module.net[0])
+            replace(model, name, QFeedForward(module))
 
 
 def install(
