@@ -32,12 +32,6 @@ struct Few {
 
 namespace {
 
-float sum_of(const Floats& v) {
-    float sum = 0.0f;
-    for (int j = 0; j < LANES; ++j) sum += v[j];
-    return sum;
-}
-
 // sums[r] = sum of x[r] (c - z) over ``count`` inputs, for R rows that lie ``pitch`` apart.
 template <int R>
 void dots(const float* x, int64_t pitch, const int8_t* c, float z, int64_t count, float* sums) {

@@ -127,8 +127,33 @@ inline void by_tiles(const Factors& f, int64_t v, int32_t* sums) {
 }
 #endif
 
-// ``many`` outputs of a row, from their values.
-inline void put(const Linear& call, int64_t to, int64_t many, const Floats* f) {
+// The first ``left`` of a vector's values, or all of them.
+inline Floats some(const float* p, int64_t left) {
+    if (left >= LANES) return load<Floats>(p);
+    Floats v{};
+    std::memcpy(&v, p, static_cast<size_t>(left) * sizeof(float));
+    return v;
+}
+
+inline Floats some(const void* p, int64_t type, int64_t at, int64_t left) {
+    if (type == F32) return some(static_cast<const float*>(p) + at, left);
+    uint16_t in[LANES] = {};
+    std::memcpy(in, static_cast<const uint16_t*>(p) + at, static_cast<size_t>(left < LANES ? left : LANES) * sizeof(uint16_t));
+    return from_bf16(in);
+}
+
+// Outputs [column, column + many) of a row, from their values.
+inline void put(const Plan& p, int64_t row, int64_t column, int64_t many, Floats* f) {
+    const Linear& call = p.call;
+    int64_t to = row * call.weight.outputs + column;
+    if (call.gate.gate != nullptr) {
+        const float* gate = call.gate.gate + p.sample(row) * call.gate.stride + column;
+        for (int64_t v = 0; v * LANES < many; ++v) {
+            const int64_t at = v * LANES, left = many - at;
+            const Floats y = call.out_type == F32 ? f[v] : as_bf16(f[v]);  // as if the gate were an operator of its own
+            f[v] = fused(some(gate + at, left), y, some(call.gate.residual, call.out_type, to + at, left));
+        }
+    }
     for (int64_t v = 0; v * LANES < many; ++v, to += LANES) {
         const int64_t left = many - v * LANES;
         if (call.out_type == F32) {
@@ -166,8 +191,7 @@ void scaled(const Plan& p, const Block& block, int64_t from, int64_t to, const i
     Floats bias[MANY] = {};
     for (int j = 0; j < MANY; ++j) {
         const int64_t left = block.many - j * LANES;
-        if (call.bias != nullptr && left > 0)
-            std::memcpy(&bias[j], call.bias + first + j * LANES, static_cast<size_t>(left < LANES ? left : LANES) * 4);
+        if (call.bias != nullptr && left > 0) bias[j] = some(call.bias + first + j * LANES, left);
     }
     for (int64_t r = 0; r < block.rows; ++r) {
         Floats f[MANY] = {};
@@ -192,7 +216,7 @@ void scaled(const Plan& p, const Block& block, int64_t from, int64_t to, const i
         }
         if (call.bias != nullptr)
             for (int j = 0; j < MANY; ++j) f[j] += bias[j];
-        put(call, (block.row + r) * call.weight.outputs + first, block.many, f);
+        put(p, block.row + r, first, block.many, f);
     }
 }
 

@@ -17,9 +17,13 @@ inline void take_row(const Plan& p, int64_t row, float* spare) {
     const float* x = spare;
     if (call.x_type == F32) x = static_cast<const float*>(call.x) + row * k;
     else widen(call.x, call.x_type, row * k, k, spare);
+    if (call.norm.shift != nullptr) {
+        modulated(x, k, call.norm, p.sample(row), call.x_type == BF16, spare);
+        x = spare;
+    }
     const int64_t per = call.segments / call.act_groups;  // segments that share a range
     for (int64_t g = 0; g < call.act_groups; ++g) {
-        const Range range = call.act_scale == nullptr ? range_of(x + g * per * p.size, per * p.size) : Range{};
+        const Range range = call.act_scale == nullptr ? range_of(x + g * per * p.size, per * p.size, p.even()) : Range{};
         for (int64_t pass = 0; pass < p.passes; ++pass) {
             const Codes may = codes_of(call.grid, pass);
             float scale;

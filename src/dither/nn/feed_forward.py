@@ -9,6 +9,7 @@ changes nothing: GELU is native code's own in both cases, and both give the same
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -16,12 +17,13 @@ from diffusers.models.activations import GELU
 from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 
-from dither.kernels.cpu import CPU_INT8, feed_forward
-from dither.kernels.native_ops import TYPES
+from dither.kernels.cpu import CPU_INT8, Around, feed_forward
+from dither.kernels.native_calls import TYPES
+from dither.kernels.native_ops import OPS
 from dither.nn.linear import QLinear
 from dither.spec import PER_TENSOR, LinearSpec
 
-__all__ = ["NativeGELU", "QFeedForward"]
+__all__ = ["NativeGELU", "QFeedForward", "integers", "is_unwatched", "transformed"]
 
 
 class NativeGELU(GELU):
@@ -38,10 +40,10 @@ class NativeGELU(GELU):
 
     def gelu(self, gate: Tensor) -> Tensor:
         """Of what the linear gives, (..., H)."""
-        if gate.dtype not in TYPES or _integers(self.proj) is None:
+        if gate.dtype not in TYPES or integers(self.proj) is None:
             y: Tensor = super().gelu(gate)
             return y
-        found: Tensor = torch.ops.dither.gelu(gate, self.approximate == "tanh")
+        found: Tensor = OPS.gelu(gate, self.approximate == "tanh")
         return found
 
 
@@ -59,27 +61,36 @@ class QFeedForward(FeedForward):
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., K) to (..., N)."""
+        found = self.together(hidden_states, Around())
+        return self._one_by_one(hidden_states, *args, **kwargs) if found is None else found
+
+    def together(self, hidden_states: Tensor, around: Around) -> Tensor | None:
+        """(..., K) to (..., N) in one call, with what lies around; None where modules have to run one by one."""
         gelu, dropout, last, *rest = self.net
-        first, second = _integers(cast(nn.Module, gelu.proj)), _integers(last)
+        first, second = integers(cast(nn.Module, gelu.proj)), integers(last)
         if first is None or second is None or not _takes(second.spec, hidden_states.dtype):
-            return self._one_by_one(hidden_states, *args, **kwargs)
-        if not _is_unwatched((gelu, first, dropout, second)):
-            return self._one_by_one(hidden_states, *args, **kwargs)
-        x = first.transform(hidden_states)
+            return None
+        if not is_unwatched((gelu, first, dropout, second, *rest)) or any(type(m) is not nn.Dropout for m in rest):
+            return None
+        x, around = transformed(first, hidden_states, around)
         one = first.inputs(x, first.bias, first.ways[0])
         two = second.inputs(x, second.bias, second.ways[0])
         between = second.get_buffer("pre_scale").flatten() if second.spec.pre_scale else None
-        y = feed_forward(one, two, between, gelu.approximate == "tanh")
-        for module in rest:
-            y = module(y)
-        return y
+        return feed_forward(one, two, between, gelu.approximate == "tanh", around)
 
     def _one_by_one(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y: Tensor = super().forward(hidden_states, *args, **kwargs)
         return y
 
 
-def _integers(linear: nn.Module) -> QLinear | None:
+def transformed(first: QLinear, x: Tensor, around: Around) -> tuple[Tensor, Around]:
+    """What ``first`` multiplies, and what is left to be done around it: what comes before a transform is done now."""
+    if first.transforms and around.shift is not None:
+        x, around = OPS.modulate(x, around.shift, around.scale, around.eps), replace(around, shift=None, scale=None)
+    return first.transform(x), around
+
+
+def integers(linear: nn.Module) -> QLinear | None:
     """The linear, if native code runs it, with nothing besides, and no gradient is asked for."""
     if type(linear) is not QLinear or torch.is_grad_enabled():
         return None
@@ -94,7 +105,7 @@ def _takes(spec: LinearSpec, dtype: torch.dtype) -> bool:
     return by_row and scaled and dtype in TYPES and spec.rotation is None
 
 
-def _is_unwatched(modules: Iterable[nn.Module]) -> bool:
+def is_unwatched(modules: Iterable[nn.Module]) -> bool:
     """Whether no hook would miss that these modules run, and none of them drops anything."""
     if cast(Any, nn.modules.module)._has_any_global_hook():
         return False

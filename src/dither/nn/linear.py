@@ -175,7 +175,7 @@ class QLinear(nn.Linear):
 
     def transform(self, x: Tensor) -> Tensor:
         """``rotate(pre_scale * x)``, (..., K) in the dtype of x; for layers that read the same tensor only once."""
-        if not self.spec.pre_scale and self.spec.rotation is None:
+        if not self.transforms:
             return x
         if not self._may_share(x):
             return self._transform(x)
@@ -185,6 +185,20 @@ class QLinear(nn.Linear):
             found = self._transform(x)
             last.put(x, key, found)
         return found
+
+    @property
+    def transforms(self) -> bool:
+        """Whether ``transform`` does anything."""
+        return bool(self.spec.pre_scale) or self.spec.rotation is not None
+
+    def transforms_like(self, other: "QLinear") -> bool:
+        """Whether both make the same of one tensor; False where that cannot be told."""
+        if not self.transforms and not other.transforms:
+            return True
+        known = not torch.compiler.is_compiling() and self.clock is other.clock
+        if not known or any(t.is_inference() for t in (*self._transforms(), *other._transforms())):
+            return False
+        return self._transform_key() == other._transform_key()
 
     def _transform(self, x: Tensor) -> Tensor:
         dtype = x.dtype
