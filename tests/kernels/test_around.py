@@ -1,4 +1,4 @@
-"""Norms, gates and linears that read one tensor: operators of native code beside torch and beside themselves one by one."""
+"""Norms, rotations, gates and linears of one tensor: operators of native code beside torch, together and one by one."""
 
 import copy
 
@@ -8,8 +8,10 @@ from called import SPECS, call_of, forget
 
 from dither.errors import DitherError
 from dither.kernels import KERNELS, Kernel, cpu, means
+from dither.kernels.gradient import turned
 from dither.kernels.native_ops import OPS
 from dither.native import build
+from dither.numerics import random_signs, rotate
 from dither.spec import PER_TENSOR, Act, Int, LinearSpec
 
 pytestmark = pytest.mark.skipif(means() is None, reason="no native code on this machine")
@@ -49,8 +51,10 @@ def test_the_operators_are_good_ones():
     torch.library.opcheck(OPS.modulate.default, (x, shift, scale, 1e-6))
     torch.library.opcheck(OPS.gated.default, (there, gate, there))
     given = [t for seed in (0, 1, 2) for t in cpu._given(call(PLAIN, x, seed), x)]
-    torch.library.opcheck(OPS.linears_int8.default, (x, [shift, scale, None, None], 1e-6, given, [MANY] * 3))
-    torch.library.opcheck(OPS.linears_int8.default, (x, [None, None, gate, there], 0.0, given[:9], [MANY]))
+    torch.library.opcheck(OPS.linears_int8.default, (x, [shift, scale, *[None] * 4], 1e-6, 0, given, [MANY] * 3))
+    torch.library.opcheck(
+        OPS.linears_int8.default, (x, [None, None, gate, there, *[None] * 2], 0.0, 0, given[:9], [MANY])
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -60,23 +64,61 @@ def test_together_has_the_bits_that_it_has_one_by_one(spec, dtype):
     around = cpu.Around(shift, scale, 1e-6)
     seen = OPS.modulate(x, shift, scale, 1e-6)
     want = [call(spec, seen, seed) for seed in (0, 1, 2)]
-    got = cpu.linears([call(spec, x, seed) for seed in (0, 1, 2)], around)
+    got = cpu.linears([call(spec, x, seed) for seed in (0, 1, 2)], cpu.Turn(), around)
     for i in range(3):
         assert torch.equal(got[i], cpu.CPU_INT8.run(want[i]))
-    one = cpu.linears([call(spec, x)], cpu.Around(gate=gate, residual=there))[0]
+    one = cpu.linears([call(spec, x)], cpu.Turn(), cpu.Around(gate=gate, residual=there))[0]
     assert torch.equal(one, OPS.gated(cpu.CPU_INT8.run(call(spec, x)), gate, there))
 
 
-def test_norms_give_the_same_bits_on_all_instructions(afresh, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("width", "block"), [(3, 1), (24, 2), (24, 8), (24, 12), (72, 24), (96, 96), (192, 64), (20, 20), (1152, 1152)]
+)
+def test_a_turn_is_numericss_rotation_but_for_the_last_places(width, block, dtype):
+    torch.manual_seed(0)
+    x, pre, signs = torch.randn(2, 3, width).to(dtype), torch.rand(width) + 0.5, random_signs(width, 3)
+    close = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2**-8, "atol": 1e-5}
+    plain = OPS.turn(x, *cpu.Turn(None, signs, block).tensors, block)
+    assert plain.dtype == dtype
+    torch.testing.assert_close(plain.double(), rotate(x.double(), signs, block), **close)
+    if dtype == torch.float32:
+        given = (x, *cpu.Turn(pre, signs, block).tensors, block)
+        torch.library.opcheck(OPS.turn.default, given)
+        torch.testing.assert_close(OPS.turn(*given).double(), rotate(x.double() * pre, signs, block), **close)
+        assert torch.equal(OPS.turn(x, pre, None, 0), x * pre)
+        assert torch.equal(OPS.turn(x[0, 0], *given[1:]), OPS.turn(*given)[0, 0])
+
+
+def test_gradients_pass_through_a_turn():
+    signs = random_signs(72, 1)
+    x = torch.randn(4, 72, requires_grad=True)
+    y = turned(x, signs, 24)
+    assert torch.equal(y.detach(), turned(x.detach(), signs, 24))
+    want = rotate(x, signs, 24)
+    found, expected = (torch.autograd.grad((t * torch.arange(72)).sum(), x)[0] for t in (y, want))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("wrong", [(1, torch.ones(71)), (2, torch.ones(72)), (3, 7), (3, 48), (3, 0)], ids=str)
+def test_a_turn_that_does_not_fit_is_refused(wrong):
+    given = [torch.randn(2, 72), torch.ones(72), random_signs(72, 1), 24]
+    place, value = wrong
+    given[place] = value
+    with pytest.raises(DitherError):
+        OPS.turn(*given)
+
+
+def test_norms_and_rotations_give_the_same_bits_on_all_instructions(afresh, monkeypatch):
     x, shift, scale, *_ = inputs()
-    found = []
+    signs, found = random_signs(WIDTH, 1), []
     for name, (needs, _) in build.INSTRUCTIONS.items():
         if needs and needs not in build._cpu().split():
             continue
         monkeypatch.setenv("DITHER_NATIVE", name)
         forget()
         assert means()
-        found.append(OPS.modulate(x, shift, scale, 1e-6))
+        found.append(OPS.turn(OPS.modulate(x, shift, scale, 1e-6), *cpu.Turn(None, signs, 24).tensors, 24))
     assert all(torch.equal(y, found[0]) for y in found)
 
 
@@ -96,9 +138,9 @@ def test_what_does_not_fit_is_refused_before_it_is_read():
         OPS.modulate(x[0], shift, scale, 1e-6)
     given = list(cpu._given(call(PLAIN, x), x))
     with pytest.raises(DitherError, match=r"gate is float32 \(2, 80\) for inputs"):  # of which output?
-        OPS.linears_int8(x, [None, None, gate, there], 0.0, given * 2, [MANY] * 2)
+        OPS.linears_int8(x, [None, None, gate, there, *[None] * 2], 0.0, 0, given * 2, [MANY] * 2)
     with pytest.raises(DitherError, match="45 tensors of 5 linears: 4 may read one tensor"):
-        OPS.linears_int8(x, [], 0.0, given * 5, [MANY] * 5)
+        OPS.linears_int8(x, [], 0.0, 0, given * 5, [MANY] * 5)
 
 
 def test_inputs_that_are_rounded_otherwise_do_not_go_together():
@@ -120,7 +162,7 @@ def test_inputs_that_are_rounded_otherwise_do_not_go_together():
     x, *_ = inputs()
     given = [*cpu._given(call(PLAIN, x), x), *cpu._given(call(LinearSpec(Int(8), Act(Int(7))), x), x)]
     with pytest.raises(DitherError, match="native code does not know"):
-        OPS.linears_int8(x, [], 0.0, given, [MANY] * 2)
+        OPS.linears_int8(x, [], 0.0, 0, given, [MANY] * 2)
 
 
 def test_no_rows_give_no_rows():

@@ -115,7 +115,10 @@ def cpu_given(call, x):
 
 def test_the_operator_of_feed_forward_is_a_good_one():
     x, one, two = both_linears()
-    torch.library.opcheck(torch.ops.dither.feed_forward_int8.default, (x, [], 0.0, one, two, torch.ones(96), True, 72))
+    torch.library.opcheck(
+        torch.ops.dither.feed_forward_int8.default,
+        (x, [], 0.0, [0, 0], one, two, [torch.ones(96), None], True, 72),
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -139,19 +142,19 @@ def test_feed_forward_gives_the_same_bits_on_all_instructions(afresh, monkeypatc
         forget()
         assert means()
         x, one, two = both_linears(70)
-        found.append(torch.ops.dither.feed_forward_int8(x, [], 0.0, one, two, None, False, 72))
+        found.append(torch.ops.dither.feed_forward_int8(x, [], 0.0, [0, 0], one, two, [], False, 72))
     assert all(torch.equal(y, found[0]) for y in found)
 
 
 def test_feed_forward_refuses_linears_that_do_not_follow_each_other():
     x, one, two = both_linears()
     with pytest.raises(DitherError, match="linears of 72 to 96 behind 96 were asked for 96"):
-        torch.ops.dither.feed_forward_int8(x, [], 0.0, one, one, None, True, 96)
-    with pytest.raises(DitherError, match=r"between is float32 \(72,\)"):
-        torch.ops.dither.feed_forward_int8(x, [], 0.0, one, two, torch.ones(72), True, 72)
+        torch.ops.dither.feed_forward_int8(x, [], 0.0, [0, 0], one, one, [], True, 96)
+    with pytest.raises(DitherError, match=r"pre is float32 \(72,\)"):
+        torch.ops.dither.feed_forward_int8(x, [], 0.0, [0, 0], one, two, [torch.ones(72), None], True, 72)
     one[1] = None
     with pytest.raises(DitherError, match="scale is nothing"):
-        torch.ops.dither.feed_forward_int8(x, [], 0.0, one, two, None, True, 72)
+        torch.ops.dither.feed_forward_int8(x, [], 0.0, [0, 0], one, two, [], True, 72)
 
 
 @pytest.mark.parametrize("spec", [SPECS[0], SPECS[2], SPECS[7]], ids=str)

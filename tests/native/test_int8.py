@@ -161,15 +161,18 @@ int main() {
                 Made one = made(kind, 4, hidden, inputs, 1, way == 2), two = made(kind, 3, inputs, hidden, groups, false);
                 point(one);
                 point(two);
-                std::vector<float> x(rows * inputs), y(rows * inputs, NAN), by(hidden, 0.5f);
+                std::vector<float> x(rows * inputs), y(rows * inputs, NAN), by(hidden, 0.5f), matrix(12 * 12, 1.0f);
+                std::vector<int8_t> signs(hidden, -1);
                 for (auto& v : x) v = random_float();
                 FeedForward call{};
-                call.between = way == 3 ? by.data() : nullptr;
                 call.tanh = way != 1;
-                call.narrow = way == 2;
                 call.first = ask(one, x, y, rows, 1);
                 call.second = ask(two, x, y, rows, groups);
                 call.first.grid = call.second.grid = Grid{8, way != 2, way == 3};
+                call.first.narrow = call.second.narrow = way == 2;
+                const int64_t order = way == 2 ? 1 : 12;
+                const Rotation by_blocks{by.data(), signs.data(), matrix.data(), 4 * (way == 2 ? 1 : 3), order};
+                if (way > 1) call.second.rotation = by_blocks;
                 for (int64_t threads : {1, 3})
                     for (int64_t tiles : {0, 1}) {
                         const std::vector<float> last = y;
@@ -214,8 +217,13 @@ int main() {
                     const float one = as_bf16(all(random_float()))[0];
                     narrowed(&one, 1, type, i, there.data());
                 }
+                std::vector<int8_t> signs(inputs);
+                std::vector<float> matrix(20 * 20, -1.0f), by(inputs, 0.5f);
+                for (auto& e : signs) e = bits32() >> 31 ? 1 : -1;
+                const int64_t block = inputs == 5 ? 1 : inputs == 64 ? 32 : 20, order = block == 20 ? 20 : 1;
+                const Rotation turn{type == F32 ? by.data() : nullptr, signs.data(), matrix.data(), block, order};
                 const Modulation norm{shift.data(), scale.data(), inputs, 1e-6};
-                Around before{x.data(), type, rows, inputs, tokens, 2, norm, Gate{}, z.data()};
+                Around before{x.data(), type, rows, inputs, tokens, 2, norm, turn, Gate{}, z.data()};
                 if (dither_around(&before)) return 1;
                 Linear apart[3], together[3];
                 std::vector<char> one[3], all_at_once[3];
@@ -234,6 +242,8 @@ int main() {
                     apart[i].out = one[i].data();
                     together[i].x = x.data();
                     together[i].norm = norm;
+                    together[i].narrow = type == BF16;
+                    if (i == 0) together[i].rotation = turn;
                     together[i].out = all_at_once[i].data();
                     if (dither_linears(&apart[i], 1)) return 2;
                 }
@@ -243,7 +253,7 @@ int main() {
                 if (dither_linears(together, 3) != 1 || dither_linears(together, 5) != 1) return 5;
                 std::vector<char> sum(rows * outputs * bytes);
                 const Gate add{gate.data(), outputs, there.data()};
-                Around after{one[0].data(), type, rows, outputs, tokens, 2, Modulation{}, add, sum.data()};
+                Around after{one[0].data(), type, rows, outputs, tokens, 2, Modulation{}, Rotation{}, add, sum.data()};
                 if (dither_around(&after)) return 6;
                 together[0].gate = add;
                 if (dither_linears(together, 1)) return 7;
@@ -253,6 +263,9 @@ int main() {
                 modulated(wide.data(), inputs, Modulation{zeros.data(), zeros.data(), 0, 0.0}, 0, false, y.data());
                 for (float v : y) total += v, square += double(v) * v;
                 if (std::abs(total) > 1e-4 * inputs || std::abs(square / inputs - 1) > 1e-5) return 9;
+                together[0].rotation.block = 3;
+                if (dither_linears(together, 1) != 1) return 11;
+                together[0].rotation = turn;
                 together[0].tokens = 0;
                 if (dither_linears(together, 1) != 1) return 10;
             }

@@ -46,7 +46,7 @@ _WEIGHT = (
     "kind outputs inputs *codes stride bits flip sub ones turn *table dim columns states *scale *zero scale_rows "
     "weight_groups zero_moved"
 )
-_AROUND = "*shift *norm_scale norm_stride .eps *gate gate_stride *residual"
+_AROUND = "*shift *norm_scale norm_stride .eps *pre *signs *matrix block order *gate gate_stride *residual"
 
 
 class Linear(ctypes.Structure):
@@ -54,14 +54,14 @@ class Linear(ctypes.Structure):
 
     _fields_ = _fields(
         f"{_WEIGHT} *x x_type rows act_bits act_symmetric act_regions *act_scale *act_upper *act_zero act_stride act_groups "
-        f"segments *bias *out out_type threads tiles tokens before {_AROUND}"
+        f"segments *bias *out out_type threads tiles tokens before narrow {_AROUND}"
     )
 
 
 class FeedForward(ctypes.Structure):
     """``dither::FeedForward``."""
 
-    _fields_ = [("first", Linear), ("second", Linear), *_fields("*between tanh narrow")]
+    _fields_ = [("first", Linear), ("second", Linear), *_fields("tanh")]
 
 
 class Around(ctypes.Structure):

@@ -59,19 +59,11 @@ struct Gelu {
     }
 };
 
-// In place, and times ``by`` (columns) if there is one.
-inline void gelu(float* y, int64_t rows, int64_t columns, const float* by, const Gelu& of) {
-    for (int64_t r = 0; r < rows; ++r, y += columns) {
-        int64_t i = 0;
-        for (; i + LANES <= columns; i += LANES) {
-            const Floats x = of(load<Floats>(y + i));
-            store(y + i, by == nullptr ? x : x * load<Floats>(by + i));
-        }
-        for (; i < columns; ++i) {
-            const float x = of(all(y[i]))[0];
-            y[i] = by == nullptr ? x : x * by[i];
-        }
-    }
+// In place.
+inline void gelu(float* y, int64_t count, const Gelu& of) {
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) store(y + i, of(load<Floats>(y + i)));
+    for (; i < count; ++i) y[i] = of(all(y[i]))[0];
 }
 
 }  // namespace dither

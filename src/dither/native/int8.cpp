@@ -78,9 +78,7 @@ int64_t run(const Linear* calls, int64_t count) {
 // Two linears with a GELU between them, as in the feed-forward part of a transformer.
 struct FeedForward {
     Linear first, second;  // the first one's outputs and the second one's inputs are found here
-    const float* between;  // (hidden,) what activations are multiplied by, or null
     int64_t tanh;          // whether GELU is the approximation by tanh
-    int64_t narrow;        // whether what is between is rounded to bfloat16, as if each step were an operator of its own
 };
 
 namespace {
@@ -131,7 +129,7 @@ int64_t run(const FeedForward& call) {
         p.call.out = y;
         p.call.out_type = F32;
         computed(p, tiles);
-        gelu(y, many, hidden, call.between, Gelu{call.tanh != 0, call.narrow != 0});
+        gelu(y, many * hidden, Gelu{call.tanh != 0, call.second.narrow != 0});
         Plan q = part_of(second, row, many, inputs[1]);
         q.call.x = y;
         q.call.x_type = F32;
@@ -183,16 +181,17 @@ extern "C" void dither_gelu(const void* x, int64_t type, int64_t count, int64_t 
         float y[TOGETHER];
         const int64_t first = part * TOGETHER, left = count - first, many = left < TOGETHER ? left : TOGETHER;
         dither::widen(x, type, first, many, y);
-        dither::gelu(y, 1, many, nullptr, of);
+        dither::gelu(y, many, of);
         dither::narrowed(y, many, type, first, out);
     });
 }
 
-// Rows that are normalized, scaled and shifted, or that are gated and added to others, with the bits that linears give them.
+// Rows that are modulated, rotated, or gated and added to others, with the bits that linears give them.
 struct Around {
     const void* x;
     int64_t type, rows, width, tokens, threads;
     dither::Modulation norm;
+    dither::Rotation rotation;
     dither::Gate gate;
     void* out;
 };
@@ -200,15 +199,16 @@ struct Around {
 // 0: done; 1: not for these sizes; 2: no memory.
 extern "C" int64_t dither_around(const Around* call) try {
     using namespace dither;
-    if (call->rows < 1 || call->width < 1 || call->tokens < 1) return 1;
+    if (call->rows < 1 || call->width < 1 || call->tokens < 1 || !fits(call->rotation, call->width)) return 1;
     const int64_t together = 1 + (1 << 14) / call->width, width = call->width;
     shared((call->rows + together - 1) / together, call->threads, [&](int64_t part) {
         static thread_local Scratch memory;
-        float* y = memory.of<float>(width);
+        float* y = memory.of<float>(2 * width);
         for (int64_t row = part * together; row < (part + 1) * together && row < call->rows; ++row) {
             const int64_t sample = row / call->tokens, at = row * width;
             widen(call->x, call->type, at, width, y);
             if (call->norm.shift != nullptr) modulated(y, width, call->norm, sample, call->type == BF16, y);
+            rotated(y, width, call->rotation, call->type == BF16, y + width);
             if (call->gate.gate != nullptr) {
                 const float* gate = call->gate.gate + sample * call->gate.stride;
                 for (int64_t i = 0; i < width; i += LANES) {

@@ -11,6 +11,7 @@
 #include "inputs.h"
 #include "norm.h"
 #include "parallel.h"
+#include "rotate.h"
 
 namespace dither {
 
@@ -48,7 +49,9 @@ struct Linear {
     int64_t tiles;          // whether AMX may be used
     int64_t tokens;         // rows of a sample
     int64_t before;         // rows that others take before these
-    Modulation norm;        // of inputs, before they are rounded
+    int64_t narrow;         // whether each step before inputs are rounded ends in bfloat16, as if it were an operator
+    Modulation norm;        // of inputs, the first step
+    Rotation rotation;      // the second one
     Gate gate;              // of outputs
 };
 
@@ -93,6 +96,7 @@ inline bool fits(const Linear& call) {
     const Weight& w = call.weight;
     const int64_t most_groups = call.act_groups > call.weight_groups ? call.act_groups : call.weight_groups;
     if (call.rows < 1 || w.outputs < 1 || w.inputs < 1 || w.inputs > MOST_INPUTS || call.segments < most_groups) return false;
+    if (!fits(call.rotation, w.inputs)) return false;
     if ((call.norm.shift != nullptr || call.gate.gate != nullptr) && call.tokens < 1) return false;
     if (w.inputs % call.segments || call.segments % call.act_groups || call.segments % call.weight_groups) return false;
     return w.kind != TRELLIS || (PANEL % w.dim == 0 && w.outputs % w.dim == 0);

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from dither.kernels.cpu import Around, linears, rounds_alike
 from dither.kernels.native_calls import TYPES, means
 from dither.kernels.native_ops import OPS
-from dither.nn.feed_forward import QFeedForward, integers, is_unwatched, transformed
+from dither.nn.feed_forward import QFeedForward, integers, is_unwatched, turned
 from dither.nn.linear import QLinear
 
 __all__ = ["QBlock", "takes"]
@@ -130,13 +130,12 @@ def _attended(attention: Attention, x: Tensor, around: Around) -> Tensor | None:
     assert last is not None
     if not _read_alike(q, k, v) or not is_unwatched((attention, q, k, v, last, *attention.to_out)):
         return None
-    seen, before = transformed(q, x, Around(around.shift, around.scale, around.eps))
-    made = linears([linear.inputs(seen, linear.bias, linear.ways[0]) for linear in (q, k, v)], before)
+    seen, turn, before = turned(q, x, Around(around.shift, around.scale, around.eps))
+    made = linears([linear.inputs(seen, linear.bias, linear.ways[0]) for linear in (q, k, v)], turn, before)
     a, b, c = (t.view(*t.shape[:2], attention.heads, -1).transpose(1, 2) for t in made)  # (B, H, T, D / H)
     y = nn.functional.scaled_dot_product_attention(a, b, c).transpose(1, 2).flatten(2)
-    behind = Around(gate=around.gate, residual=around.residual)
-    y, behind = transformed(last, y, behind)
-    return linears([last.inputs(y, last.bias, last.ways[0])], behind)[0]
+    y, turn, behind = turned(last, y, Around(gate=around.gate, residual=around.residual))
+    return linears([last.inputs(y, last.bias, last.ways[0])], turn, behind)[0]
 
 
 def _is_self_attention(attention: Attention) -> bool:

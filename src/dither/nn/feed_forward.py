@@ -1,6 +1,6 @@
 """``QFeedForward``: a feed-forward part whose two linears run in one call, so that what is between them stays in the caches.
 
-    y = W2 act2( pre_scale2 * GELU( W1 act1(x) + b1 ) ) + b2
+    y = W2 act2( rotate2( pre_scale2 * GELU( W1 act1(x) + b1 ) ) ) + b2
 
 The four times wider activations between both are what a small transformer spends most of its time on: writing them, GELU, and
 rounding them. In one call they are made, and used up, some rows at a time. It runs where native code runs both linears and
@@ -17,13 +17,13 @@ from diffusers.models.activations import GELU
 from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 
-from dither.kernels.cpu import CPU_INT8, Around, feed_forward
+from dither.kernels.cpu import CPU_INT8, Around, Turn, feed_forward
 from dither.kernels.native_calls import TYPES
 from dither.kernels.native_ops import OPS
 from dither.nn.linear import QLinear
-from dither.spec import PER_TENSOR, LinearSpec
+from dither.spec import PER_TENSOR
 
-__all__ = ["NativeGELU", "QFeedForward", "integers", "is_unwatched", "transformed"]
+__all__ = ["NativeGELU", "QFeedForward", "integers", "is_unwatched", "turned"]
 
 
 class NativeGELU(GELU):
@@ -68,26 +68,29 @@ class QFeedForward(FeedForward):
         """(..., K) to (..., N) in one call, with what lies around; None where modules have to run one by one."""
         gelu, dropout, last, *rest = self.net
         first, second = integers(cast(nn.Module, gelu.proj)), integers(last)
-        if first is None or second is None or not _takes(second.spec, hidden_states.dtype):
+        if first is None or second is None or not _takes(second, hidden_states.dtype):
             return None
         if not is_unwatched((gelu, first, dropout, second, *rest)) or any(type(m) is not nn.Dropout for m in rest):
             return None
-        x, around = transformed(first, hidden_states, around)
-        one = first.inputs(x, first.bias, first.ways[0])
-        two = second.inputs(x, second.bias, second.ways[0])
-        between = second.get_buffer("pre_scale").flatten() if second.spec.pre_scale else None
-        return feed_forward(one, two, between, gelu.approximate == "tanh", around)
+        x, turn, around = turned(first, hidden_states, around)
+        between = second.turn(x.dtype)
+        assert between is not None  # see _takes
+        calls = first.inputs(x, first.bias, first.ways[0]), second.inputs(x, second.bias, second.ways[0])
+        return feed_forward(calls, (turn, between), gelu.approximate == "tanh", around)
 
     def _one_by_one(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y: Tensor = super().forward(hidden_states, *args, **kwargs)
         return y
 
 
-def transformed(first: QLinear, x: Tensor, around: Around) -> tuple[Tensor, Around]:
-    """What ``first`` multiplies, and what is left to be done around it: what comes before a transform is done now."""
-    if first.transforms and around.shift is not None:
+def turned(first: QLinear, x: Tensor, around: Around) -> tuple[Tensor, Turn, Around]:
+    """What ``first`` is given, what it does to it in the same call, and what is left to be done around it."""
+    turn = first.turn(x.dtype)
+    if turn is not None:
+        return x, turn, around
+    if around.shift is not None:
         x, around = OPS.modulate(x, around.shift, around.scale, around.eps), replace(around, shift=None, scale=None)
-    return first.transform(x), around
+    return first.transform(x), Turn(), around
 
 
 def integers(linear: nn.Module) -> QLinear | None:
@@ -98,11 +101,11 @@ def integers(linear: nn.Module) -> QLinear | None:
     return linear if plain and linear.kernel is CPU_INT8 else None
 
 
-def _takes(spec: LinearSpec, dtype: torch.dtype) -> bool:
+def _takes(second: QLinear, dtype: torch.dtype) -> bool:
     """Whether the second linear's inputs can be made, and rounded, a few rows at a time, to the same bits."""
-    by_row = spec.act is not None and (spec.act.static or spec.act.grid.group != PER_TENSOR)
-    scaled = not spec.pre_scale or (spec.pre_scale == 1 and dtype == torch.float32)
-    return by_row and scaled and dtype in TYPES and spec.rotation is None
+    act = second.spec.act
+    by_row = act is not None and (act.static or act.grid.group != PER_TENSOR)
+    return by_row and second.turn(dtype) is not None
 
 
 def is_unwatched(modules: Iterable[nn.Module]) -> bool:

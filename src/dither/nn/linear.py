@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from dither.clock import Clock
 from dither.errors import BadFormat
 from dither.kernels import Inputs, Kernel, choose, is_simulated
-from dither.kernels.gradient import run
+from dither.kernels.cpu import Turn
+from dither.kernels.gradient import run, turned
+from dither.kernels.native_calls import TYPES
 from dither.nn.buffers import keep_dtypes, take
-from dither.numerics import decode, layout, rotate, table_layout, unrotate
+from dither.numerics import decode, layout, table_layout, unrotate
 from dither.packed import PackedWeight
 from dither.spec import Format, LinearSpec
 
@@ -200,12 +202,22 @@ class QLinear(nn.Linear):
             return False
         return self._transform_key() == other._transform_key()
 
+    def turn(self, dtype: torch.dtype) -> Turn | None:
+        """What ``transform`` does to inputs of this dtype, for native code; None where it does not know it."""
+        spec = self.spec
+        if dtype not in TYPES or spec.pre_scale > 1 or (spec.pre_scale and dtype != torch.float32):
+            return None
+        pre = self.get_buffer("pre_scale").flatten() if spec.pre_scale else None
+        if spec.rotation is None:
+            return Turn(pre)
+        return Turn(pre, self.get_buffer("rotation_signs"), spec.rotation.block)
+
     def _transform(self, x: Tensor) -> Tensor:
         dtype = x.dtype
         if self.spec.pre_scale:
             x = x * self.clock.pick(self.get_buffer("pre_scale"), x).to(dtype)
         if self.spec.rotation is not None:
-            x = rotate(x, self.get_buffer("rotation_signs"), self.spec.rotation.block).to(dtype)  # it works in float32
+            x = turned(x, self.get_buffer("rotation_signs"), self.spec.rotation.block)
         return x
 
     def _may_share(self, x: Tensor) -> bool:
