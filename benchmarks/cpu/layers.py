@@ -14,7 +14,7 @@ __all__ = ["SHAPES", "Shape", "Stack", "layer_cases"]
 FEW = 16
 """Rows up to which reading weights, not multiplying, takes the time."""
 PEER_ROWS = (2, 512)
-COLD = 256 << 20
+COLD = 128 << 20
 """Bytes of float32 weights that layers of few rows have together, so that none is still in the caches when its turn comes:
 in a model it is not either."""
 FEWEST_COPIES = 2

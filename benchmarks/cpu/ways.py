@@ -88,7 +88,8 @@ WAYS: dict[str, Way] = {
 
 def in_way(module: nn.Module, way: Way) -> nn.Module:
     """A copy of the module that runs this way; not compiled yet. Simulated if a layer of it would be."""
-    made = copy.deepcopy(module)
+    leaving = {} if way.weight is None else {id(linear.weight): linear.weight for _, linear in linears(module)}
+    made = copy.deepcopy(module, leaving)  # what is about to be replaced is not copied
     if way.weight is not None:
         clocks: dict[str, Clock] = {}
         for name, linear in linears(made):
