@@ -1,6 +1,7 @@
 """The benchmark of CPUs, on tiny modules: every way computes what it should, and nothing that does not is timed."""
 
 import shlex
+import sys
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from dither.sampling import sampler_for
 from dither.spec import Gaussian, Int, Trellis
 
 native = pytest.mark.skipif(means() is None, reason="no native code on this machine")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is Linux's own count")
 TINY = {**xl_steps.CONFIG, "num_attention_heads": 2, "attention_head_dim": 32, "num_layers": 1, "sample_size": 8}
 FORMATS = (Int(8), Int(4), Int(4, group=16), Trellis(3, 8), Trellis(2, 8), Gaussian(4, 256))
 EAGER = [name for name, way in ways.WAYS.items() if not way.compiled]
@@ -192,6 +194,7 @@ def test_the_command_of_a_result_repeats_it(words):
         assert "here" not in again
 
 
+@linux
 def test_mapped_files_and_own_memory_are_told_apart(tmp_path):
     size = 32_000_000
     (tmp_path / "file").write_bytes(bytes(size))
@@ -207,6 +210,7 @@ def test_mapped_files_and_own_memory_are_told_apart(tmp_path):
     assert after.peak >= size + len(own)
 
 
+@linux
 @pytest.mark.parametrize("what", memory.WIDTHS)
 def test_memory_is_read_before_and_after_each_step(tmp_path, what):
     DiTTransformer2DModel(**TINY).save_pretrained(tmp_path / "full")
