@@ -30,6 +30,7 @@ GUIDES = (
     "evaluation",
     "results",
     "kernels",
+    "cpu",
     "vidit-q",
     "q-dit",
     "design",
