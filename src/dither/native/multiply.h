@@ -94,8 +94,10 @@ inline void enter_tiles() {
     _tile_loadconfig(&config);
 }
 
-// The same for 32 rows and 32 outputs from ``v`` on: four tiles of sums, two of codes, two of the panel.
-inline void by_tiles(const Factors& f, int64_t v, int32_t* sums) {
+// The same for 32 rows and 32 outputs from ``v`` on: four tiles of sums, two of codes, two of the panel. ``work`` is done
+// between steps, while tiles are multiplied.
+template <class Work>
+inline void by_tiles(const Factors& f, int64_t v, int32_t* sums, const Work& work) {
     const int8_t *b = f.b + column(v, f.pitch_b), *c = f.b + column(v + COLUMN, f.pitch_b);
     seen(f.a);
     if (f.start == nullptr) {
@@ -119,6 +121,7 @@ inline void by_tiles(const Factors& f, int64_t v, int32_t* sums) {
         _tile_loadd(5, f.a + 16 * f.pitch_a + k, f.pitch_a);
         _tile_dpbusd(2, 5, 6);
         _tile_dpbusd(3, 5, 7);
+        work();
     }
     _tile_stored(0, sums, HALF * 4);
     _tile_stored(1, sums + 16, HALF * 4);
@@ -241,6 +244,23 @@ void outputs(const Plan& p, const Block& block, const Sum& sum) {
     }
 }
 
+// A block whose sums (ROWS, HALF) are there, and which becomes outputs some rows at a time.
+struct Behind {
+    const Plan& plan;
+    Block block;
+    const int32_t* sums;
+
+    void take(int64_t rows) {
+        if (block.rows == 0) return;
+        Block some = block;
+        if (some.rows > rows) some.rows = rows;
+        scaled<HALF>(plan, some, 0, 1, sums, nullptr);
+        block.row += some.rows;
+        block.rows -= some.rows;
+        sums += some.rows * HALF;
+    }
+};
+
 // Rows [row, row + rows) of a panel's outputs.
 inline void multiply(const Plan& p, int64_t row, int64_t rows, int64_t panel, bool tiles) {
     const int64_t left = p.call.weight.outputs - panel * PANEL, wanted = left < PANEL ? left : PANEL;
@@ -253,12 +273,27 @@ inline void multiply(const Plan& p, int64_t row, int64_t rows, int64_t panel, bo
         return Factors{a, pitch, b + s * p.padded * COLUMN, p.pitch, bytes, starts == nullptr ? nullptr : starts + s * PANEL};
     };
 #ifdef DITHER_TILES
+    if (tiles && p.passes * segments == 1) {  // while sums of a block are made, those of the one before become outputs
+        alignas(64) int32_t both[2][ROWS * HALF];
+        Behind behind{p, Block{}, nullptr};
+        const int64_t each = (ROWS + p.padded / STEP - 1) / (p.padded / STEP);
+        int64_t turn = 0;
+        for (int64_t v = 0; v < wanted; v += HALF)  // half a panel may stay in the first cache
+            for (int64_t r = row; r < row + rows; r += ROWS, turn ^= 1) {
+                const int64_t many = row + rows - r, rest = wanted - v;
+                by_tiles(factors(r, 0, p.padded), v, both[turn], [&] { behind.take(each); });
+                behind.block = Block{r, many < ROWS ? many : ROWS, panel, v, rest < HALF ? rest : HALF};
+                behind.sums = both[turn];
+            }
+        behind.take(ROWS);
+        return;
+    }
     if (tiles) {
         for (int64_t v = 0; v < wanted; v += HALF)  // half a panel may stay in the first cache
             for (int64_t r = row; r < row + rows; r += ROWS) {
                 const int64_t many = row + rows - r, rest = wanted - v;
                 const Block block{r, many < ROWS ? many : ROWS, panel, v, rest < HALF ? rest : HALF};
-                outputs<HALF>(p, block, [&](int64_t turn, int32_t* sums) { by_tiles(factors(r, turn, p.padded), v, sums); });
+                outputs<HALF>(p, block, [&](int64_t turn, int32_t* sums) { by_tiles(factors(r, turn, p.padded), v, sums, [] {}); });
             }
         return;
     }
