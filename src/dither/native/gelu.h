@@ -19,7 +19,7 @@ inline Floats power_of_two(Floats x) {
     p = fused(p, r, all(2.402264791e-1f));
     p = fused(p, r, all(6.931472029e-1f));
     p = fused(p, r, all(1.0f));
-    return p * bits_to_floats((__builtin_convertvector(n, Ints) + 127) << 23);
+    return times_two_to(p, n);
 }
 
 // 1 / x of x from 1 to 2^101: Newton's steps, which are the same on all CPUs, from a guess at the exponent, off by an eighth.

@@ -112,6 +112,8 @@ int64_t run(const FeedForward& call) {
     if (!fits(call.first) || !fits(call.second) || call.second.weight.inputs != hidden || call.second.rows != rows) return 1;
     const bool tiles = call.first.tiles && rows >= FEWEST && may_use_tiles();
     Plan first = sized(call.first), second = sized(call.second);
+    const Gelu activation{call.tanh != 0, call.second.narrow != 0};
+    first.gelu = &activation;
     weights[0].weight(first);
     weights[1].weight(second);
     shared(first.panels + second.panels, threads, [&](int64_t i) {
@@ -129,7 +131,6 @@ int64_t run(const FeedForward& call) {
         p.call.out = y;
         p.call.out_type = F32;
         computed(p, tiles);
-        gelu(y, many * hidden, Gelu{call.tanh != 0, call.second.narrow != 0});
         Plan q = part_of(second, row, many, inputs[1]);
         q.call.x = y;
         q.call.x_type = F32;

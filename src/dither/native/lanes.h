@@ -175,6 +175,15 @@ inline Floats fused(Floats a, Floats b, Floats c) {
 #endif
 }
 
+// v 2^n, n a whole number from -126 to 127.
+inline Floats times_two_to(Floats v, Floats n) {
+#if DITHER_WIDE
+    return (Floats)_mm512_scalef_ps((__m512)v, (__m512)n);
+#else
+    return v * bits_to_floats((__builtin_convertvector(n, Ints) + 127) << 23);
+#endif
+}
+
 // sum += four bytes of ``a``, unsigned and the same for all lanes, times four of each lane of ``b``, signed.
 inline Ints dot(Ints sum, int32_t a, Ints b) {
 #if DITHER_WIDE

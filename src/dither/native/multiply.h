@@ -196,13 +196,15 @@ void scaled(const Plan& p, const Block& block, int64_t from, int64_t to, const i
         const int64_t left = block.many - j * LANES;
         if (call.bias != nullptr && left > 0) bias[j] = some(call.bias + first + j * LANES, left);
     }
+    const int64_t begin = from % segments;
     for (int64_t r = 0; r < block.rows; ++r) {
         Floats f[MANY] = {};
         if (from > 0)
             for (int j = 0; j < MANY; ++j) f[j] = load<Floats>(y + r * WIDTH + j * LANES);
         const int32_t* sum = sums + r * WIDTH;
-        for (int64_t turn = from; turn < to; ++turn, sum += ROWS * WIDTH) {
-            const int64_t at = (block.panel * segments + turn % segments) * PANEL + block.v;
+        for (int64_t turn = from, segment = begin; turn < to; ++turn, sum += ROWS * WIDTH) {
+            const int64_t at = (block.panel * segments + segment) * PANEL + block.v;
+            segment = segment + 1 == segments ? 0 : segment + 1;
             const int64_t input = (block.row + r) * turns + turn;
             const float sx = p.sx[input];
             const int32_t zx = p.zx[input], rest = ZEROS ? p.suma[input] - size * zx : 0;
@@ -219,6 +221,8 @@ void scaled(const Plan& p, const Block& block, int64_t from, int64_t to, const i
         }
         if (call.bias != nullptr)
             for (int j = 0; j < MANY; ++j) f[j] += bias[j];
+        if (p.gelu != nullptr)
+            for (int j = 0; j < MANY; ++j) f[j] = (*p.gelu)(f[j]);
         put(p, block.row + r, first, block.many, f);
     }
 }

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "decode.h"
+#include "gelu.h"
 #include "inputs.h"
 #include "norm.h"
 #include "parallel.h"
@@ -77,6 +78,7 @@ struct Plan {
         suma = other.suma;
     }
     Linear call{};
+    const Gelu* gelu = nullptr;  // of outputs, or null
     int64_t size = 0;    // inputs of a segment
     int64_t padded = 0;  // bytes of a segment
     int64_t pitch = 0;   // bytes of a row of the weight's values
