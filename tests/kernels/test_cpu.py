@@ -3,16 +3,16 @@
 import pytest
 import tiny
 import torch
-from called import SPECS, call_of, forget
+from called import CPU, SPECS, call_of, forget
 from torch import nn
 
 from dither.errors import DitherError
-from dither.kernels import cpu, means, named
+from dither.kernels import choose, cpu, means, named
 from dither.kernels.table import Inputs
 from dither.native import build
 from dither.nn import build as built
-from dither.numerics import encode
-from dither.spec import Act, Int, LinearSpec
+from dither.numerics import act_quantize, decode, dynamic_table, encode, layout
+from dither.spec import Act, Int, LinearSpec, Trellis
 
 pytestmark = pytest.mark.skipif(means() is None, reason="no native code on this machine")
 
@@ -81,6 +81,34 @@ def test_few_rows_and_many_agree():
         kernel, call = call_of(spec, x, 80)
         few = [kernel.run(call_of(spec, x[i : i + 8], 80)[1]) for i in range(0, 40, 8)]
         torch.testing.assert_close(torch.cat(few), kernel.run(call))
+
+
+@pytest.mark.parametrize("states", [4, 8, 12])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+@pytest.mark.parametrize(("rows", "columns"), [(16, 16), (4, 32), (8, 8), (2, 36)])
+def test_all_trellises_have_their_values(bits, states, rows, columns):
+    if states <= bits:
+        pytest.skip("no window is one code alone")
+    fmt = Trellis(bits, states, rows, columns)
+    shape, known = (64, 2 * 288), decode(random_trellis(fmt, (64, 2 * 288)), fmt, (64, 2 * 288))
+    x = torch.randn(3, shape[1])
+    for act in (None, Act(Int(8))):
+        spec = LinearSpec(fmt, act)
+        kernel = choose(spec, shape, CPU)
+        stored = random_trellis(fmt, shape)
+        y = kernel.run(Inputs(x, spec, shape, stored, None, None, kernel.prepare(spec, shape, stored)))
+        seen = x if act is None else act_quantize(x, act.grid, dynamic_table(x, act.grid))
+        torch.testing.assert_close(y, seen @ known.T, rtol=1e-4, atol=1e-3)
+
+
+def random_trellis(fmt, shape):
+    """Any bits are a path."""
+    generator = torch.Generator().manual_seed(0)
+    codes, scale = layout(fmt, shape)["codes"][0], layout(fmt, shape)["scale"]
+    return {
+        "codes": torch.randint(0, 256, codes, generator=generator, dtype=torch.uint8),
+        "scale": (torch.rand(scale[0], generator=generator) * 0.01 + 0.01).to(scale[1]),
+    }
 
 
 def arguments(spec=SPECS[1], rows=9):

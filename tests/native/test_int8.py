@@ -43,7 +43,7 @@ static Made made(int64_t kind, int64_t bits, int64_t n, int64_t k, int64_t group
     for (auto& s : m.scale) s = 0.01f;
     if (zeros) m.zero.resize(n * groups);
     for (auto& z : m.zero) z = bits32() >> 28;
-    m.weight = Weight{kind, n, k, nullptr, stride, bits, 0, 0, 0, 0, nullptr, dim, 4, states};
+    m.weight = Weight{kind, n, k, nullptr, stride, bits, 0, 0, 0, 0, nullptr, dim, 4, states, 0};
     if (kind == INTEGERS && bits == 8) m.weight.flip = 128;
     return m;
 }
@@ -274,6 +274,38 @@ int main() {
 """
 )
 
+PAIRS = """
+// Two values of a trellis at a time are the values one by one.
+int main() {
+    for (int64_t bits : {1, 2, 3, 4})
+        for (int64_t rows : {4, 16})
+            for (int64_t columns : {16, 32}) {
+                const int64_t states = 12, inputs = 3 * columns, length = rows * columns;
+                std::vector<uint8_t> codes(2 * 3 * length * bits / 8);
+                for (auto& c : codes) c = bits32() >> 24;
+                std::vector<int8_t> one(int64_t{1} << states), two(int64_t{2} << (states + bits));
+                for (auto& v : one) v = static_cast<int8_t>(bits32() >> 24);
+                for (int64_t i = 0; i < int64_t{1} << (states + bits); ++i)
+                    for (int64_t j = 0; j < 2; ++j) {
+                        int64_t window = 0;  // the oldest code is in its highest place, and in the lowest one of i
+                        for (int64_t c = 0; c < states / bits; ++c)
+                            window = window << bits | (i >> bits * (c + j) & ((1 << bits) - 1));
+                        two[2 * i + j] = one[window];
+                    }
+                Weight w{TRELLIS, 2 * rows, inputs, codes.data(), static_cast<int64_t>(codes.size()) / 2, bits, 0, 0, 0, 0,
+                         one.data(), rows, columns, states, 0};
+                std::vector<int8_t> want(2 * rows * inputs), got(2 * rows * inputs);
+                std::vector<uint8_t> spare(spare_bytes(w));
+                decode(w, 0, 2 * rows, spare.data(), want.data(), inputs);
+                w.pairs = 1;
+                w.table = two.data();
+                decode(w, 0, 2 * rows, spare.data(), got.data(), inputs);
+                if (want != got) return 1;
+            }
+    std::puts("done");
+}
+"""
+
 FEW = """
 int main() {
     for (int64_t kind : {INTEGERS, WORDS, TRELLIS})
@@ -329,7 +361,9 @@ def has(flags: tuple[str, ...]) -> bool:
 
 @needs_compiler
 @pytest.mark.parametrize("flags", SETS)
-@pytest.mark.parametrize(("name", "main"), [("int8", INT8), ("int8", FEED_FORWARD), ("int8", AROUND), ("few", FEW)])
+@pytest.mark.parametrize(
+    ("name", "main"), [("int8", INT8), ("int8", FEED_FORWARD), ("int8", AROUND), ("int8", PAIRS), ("few", FEW)]
+)
 def test_no_sanitizer_finds_anything_and_sums_are_right(name, main, flags, tmp_path):
     if not has(flags):
         pytest.skip("this CPU has no such instructions")

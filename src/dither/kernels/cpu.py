@@ -12,6 +12,7 @@ instructions, the kernels of torch do the work.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -74,7 +75,7 @@ def _weight_facts(spec: LinearSpec, shape: Shape) -> dict[str, int]:
     n, k = shape
     fmt = spec.weight
     if isinstance(fmt, Trellis):
-        tile = {"dim": fmt.rows, "columns": fmt.columns, "states": fmt.states}
+        tile = {"dim": fmt.rows, "columns": fmt.columns, "states": fmt.states, "pairs": int(_has_pairs(fmt))}
         return {"kind": TRELLIS, "bits": fmt.bits, **tile, "scale_rows": n, "weight_groups": 1}
     if isinstance(fmt, Gaussian):
         return {"kind": WORDS, "bits": fmt.bits, "dim": fmt.dim, "scale_rows": n, "weight_groups": 1}
@@ -107,10 +108,31 @@ def _is_sign(fmt: Int) -> bool:
 def _table(fmt: Format | None) -> Tensor | None:
     """What codes are looked up in, int8."""
     if isinstance(fmt, Trellis):
-        return trellis_values(fmt.states)
+        return _pairs(fmt.states, fmt.bits) if _has_pairs(fmt) else trellis_values(fmt.states)
     if isinstance(fmt, Gaussian):
         return gaussian_words(fmt)
     return torch.tensor([-1, 1], dtype=torch.int8) if _is_sign(_whole(fmt)) else None
+
+
+def _has_pairs(fmt: Trellis) -> bool:
+    """Whether native code decodes two values at a time: windows are whole codes, tiles and what is loaded whole bytes."""
+    k = fmt.bits
+    together = 8 if k > 3 else 16  # values that come from one load of 57 bits
+    tile = fmt.rows * fmt.columns * k
+    whole = fmt.states % k == 0 and fmt.columns % together == 0
+    return whole and together * k + fmt.states - k <= 57 and 64 <= tile <= 8 * 512
+
+
+@cache
+def _pairs(states: int, bits: int) -> Tensor:
+    """Two values (2^(states + bits), 2) int8 for the bits that name both, the older ones in the lower places."""
+    index = torch.arange(1 << states + bits)
+    many = states // bits
+    both = torch.zeros(len(index), 2, dtype=torch.int64)
+    for i in range(many):  # from the oldest code on, which a window has in its highest place
+        for j in (0, 1):
+            both[:, j] |= (index >> bits * (i + j) & (1 << bits) - 1) << bits * (many - 1 - i)
+    return trellis_values(states)[both]
 
 
 def _prepare(spec: LinearSpec, shape: Shape, weight: Mapping[str, Tensor]) -> dict[str, Tensor]:

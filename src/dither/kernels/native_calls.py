@@ -31,7 +31,7 @@ MOST_ROWS = 16
 MOST_TOGETHER = 4
 """Linears of ``linears_int8``."""
 FACTS = (
-    "kind", "outputs", "inputs", "bits", "flip", "sub", "ones", "turn", "dim", "columns", "states", "scale_rows",
+    "kind", "outputs", "inputs", "bits", "flip", "sub", "ones", "turn", "dim", "columns", "states", "pairs", "scale_rows",
     "weight_groups", "zero_moved", "act_bits", "act_symmetric", "act_regions", "act_groups", "segments",
 )  # fmt: skip
 
@@ -43,7 +43,7 @@ def _fields(text: str) -> list[tuple[str, Any]]:
 
 
 _WEIGHT = (
-    "kind outputs inputs *codes stride bits flip sub ones turn *table dim columns states *scale *zero scale_rows "
+    "kind outputs inputs *codes stride bits flip sub ones turn *table dim columns states pairs *scale *zero scale_rows "
     "weight_groups zero_moved"
 )
 _AROUND = "*shift *norm_scale norm_stride .eps *pre *signs *matrix block order *gate gate_stride *residual"
@@ -204,7 +204,8 @@ def check_weight(
     lines, each = (n // dim, k * dim) if kind == TRELLIS else (n, k // dim if kind == WORDS else k)
     shape = (lines, (each * told["bits"] + 7) // 8)
     scales = (told["scale_rows"], told["weight_groups"])
-    words = 0 if kind == INTEGERS else 1 << told["states"] if kind == TRELLIS else dim << told["bits"]
+    windows = 2 << told["states"] + told["bits"] if told["pairs"] else 1 << told["states"]
+    words = 0 if kind == INTEGERS else windows if kind == TRELLIS else dim << told["bits"]
     check("codes", codes, told, codes is not None and codes.dtype == torch.uint8 and tuple(codes.shape) == shape)
     check("scale", scale, told, scale is not None and scale.dtype == torch.float32 and tuple(scale.shape) == scales)
     check("zero", zero, told, zero is None or (zero.dtype == torch.uint8 and tuple(zero.shape) == scales))

@@ -25,6 +25,7 @@ struct Weight {
     int64_t dim;         // values of a word, or rows of a tile
     int64_t columns;     // of a tile
     int64_t states;
+    int64_t pairs;       // of a trellis: windows of two neighbours name both values, and older bits are the lower ones
 };
 
 // Codes of up to 8 bits, one to a byte. Never reads past ``end`` of the stream.
@@ -106,6 +107,28 @@ inline unsigned before(const uint8_t* bits, int64_t length, int64_t each, int64_
     return window;
 }
 
+// A tile of a trellis by pairs of values: what names one is the bits up to it, as they lie in the stream. MANY pairs come from
+// one load; a row takes whole loads, and a load whole bytes.
+template <int MANY>
+void by_pairs(const Weight& w, const uint8_t* in, int64_t bytes, int8_t* out, int64_t pitch) {
+    constexpr int64_t AHEAD = 8, MOST = 512;
+    uint8_t ring[AHEAD + MOST + AHEAD];
+    const int64_t each = w.bits, rows = w.dim, columns = w.columns;
+    std::memcpy(ring, in + bytes - AHEAD, AHEAD);
+    std::memcpy(ring + AHEAD, in, static_cast<size_t>(bytes));
+    std::memset(ring + AHEAD + bytes, 0, AHEAD);
+    const int64_t begin = 8 * AHEAD + each - w.states;  // the first bit of the first window
+    const uint8_t* at = ring + begin / 8;
+    const unsigned mask = (1u << (w.states + each)) - 1;
+    const int8_t* table = w.table;
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < columns; c += 2 * MANY, at += 2 * MANY * each / 8) {
+            uint64_t bits = load<uint64_t>(at) >> begin % 8;
+            int8_t* to = out + r * pitch + c;
+            for (int i = 0; i < MANY; ++i, bits >>= 2 * each) std::memcpy(to + 2 * i, table + 2 * (bits & mask), 2);
+        }
+}
+
 // A strip of ``w.dim`` rows, ``pitch`` apart. ``spare``: room for the codes of the strip.
 inline void strip(const Weight& w, int64_t index, uint8_t* spare, int8_t* out, int64_t pitch) {
     constexpr int64_t AT_ONCE = 4;  // tiles: each weight waits for the one before
@@ -113,6 +136,14 @@ inline void strip(const Weight& w, int64_t index, uint8_t* spare, int8_t* out, i
     const int8_t* table = w.table;
     const int64_t rows = w.dim, columns = w.columns, each = w.bits;
     const int64_t length = rows * columns, tiles = w.inputs / columns;
+    if (w.pairs) {
+        const int64_t bytes = length * each / 8;
+        for (int64_t tile = 0; tile < tiles; ++tile) {
+            if (each > 3) by_pairs<4>(w, in + tile * bytes, bytes, out + tile * columns, pitch);
+            else by_pairs<8>(w, in + tile * bytes, bytes, out + tile * columns, pitch);
+        }
+        return;
+    }
     unpack(in, in + w.stride, w.bits, tiles * length, spare);
     const unsigned mask = (1u << w.states) - 1;
     for (int64_t tile = 0; tile < tiles; tile += AT_ONCE) {
