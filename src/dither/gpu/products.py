@@ -1,0 +1,212 @@
+"""The operator that multiplies int8 inputs with int8 or 4-bit weights, with everything that may follow in its epilogue."""
+
+import importlib.metadata
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from dither.gpu.launch import INNER, NARROW, launch, memory_for, operator, require
+from dither.gpu.machine import processors
+from dither.gpu.tiles import DEFAULTS, GROUPED, NIBBLES, Tile, block, default_tile
+from dither.gpu.tuner import Key, measured
+
+__all__ = ["SIGNED", "UNSIGNED", "WHOLE", "int8_product", "key_of"]
+
+WHOLE, SIGNED, UNSIGNED = range(3)
+"""How the weight comes: int8, or nibbles of either sort."""
+
+
+def int8_product(
+    a: Tensor,
+    a_scale: Tensor,
+    a_zero: Tensor | None,
+    a_sum: Tensor | None,
+    w: Tensor,
+    w_scale: Tensor,
+    w_zero: Tensor | None,
+    w_sum: Tensor | None,
+    bias: Tensor | None,
+    left: Tensor | None,
+    right: Tensor | None,
+    gate: Tensor | None,
+    residual: Tensor | None,
+    out_scale: Tensor | None,
+    out_zero: Tensor | None,
+    out_bits: int,
+    gelu: int,
+    nibbles: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """(M, N) of ``dtype``, or int8 codes where ``out_scale`` is given.
+
+        y = a w^T, corrected and scaled, + bias + left right^T;    y = GELU(y);    y = residual + gate * y;    codes of y
+
+    Args:
+        a: int8 (M, K); for nibbles its even columns first.
+        a_scale: float32 (M, Ga); with ``a_zero`` int32 alike, and ``a_sum`` int32 (M, S) where the weight has zero points.
+        w: int8 (N, K), or nibbles uint8 (N, K / 2), their unsigned codes moved by -8 in ``w_zero`` and ``w_sum``.
+        w_scale: float32 (N, Gw); with ``w_zero`` int32 alike, and ``w_sum`` int32 (S, N) where inputs have zero points.
+        bias: float32 (N,).
+        left, right: a low-rank branch, (M, R) and (N, R) of one dtype, R 16, 32, 64 or 128.
+        gate: (B, N), a row for each M / B rows of y, elements of a row next to each other.
+        residual: (M, N).
+        out_scale, out_zero: static ranges of codes, float32 and uint8 (1 or M, 1); without zero points they are symmetric.
+        out_bits: of these codes.
+        gelu: 0 none, 1 by tanh, 2 by erf.
+        nibbles: ``WHOLE``, ``SIGNED`` or ``UNSIGNED``.
+        dtype: float32, float16 or bfloat16.
+
+    S is the number of segments of K that lie in one group of either side.
+
+    Raises:
+        DitherError: tensors that do not fit each other.
+    """
+    from dither.gpu.jit.gemm import multiply, multiply_groups, multiply_nibbles
+
+    (m, k), n = a.shape, w.shape[0]
+    what = f"a linear of {n} x {k} and {m} rows"
+    with memory_for(what, a):
+        segments = _segments(a_scale, w_scale, k)
+        _check_operands(a, a_scale, a_zero, a_sum, w, w_scale, w_zero, w_sum, segments, nibbles, what)
+        _check_epilogue(m, n, bias, left, right, gate, residual, out_scale, out_zero, dtype, what)
+        out = a.new_empty((m, n), dtype=dtype if out_scale is None else torch.int8)
+        arguments = {
+            "a": a, "w": w, "out": out, "a_scale": a_scale, "a_zero": a_zero, "a_sum": a_sum, "w_scale": w_scale,
+            "w_zero": w_zero, "w_sum": w_sum, "bias": bias, "left": left, "right": right, "residual": residual,
+            "out_scale": out_scale, "out_zero": out_zero,
+        }  # fmt: skip
+        ready = {name: None if t is None else t.contiguous() for name, t in arguments.items()}
+        numbers = {
+            "M": m, "N": n, "K": k, "SPAN": 1 if gate is None else m // len(gate), "GELU": gelu,
+            "ACROSS": 0 if gate is None else gate.stride(0), "RANK": 16 if left is None else left.shape[1],
+            "OUT_STRIDE": 0 if out_scale is None or len(out_scale) == 1 else 1, "OUT_BITS": out_bits,
+            "OUT_SYMMETRIC": out_zero is None,
+        }  # fmt: skip
+        kernel, inner = multiply, k
+        own: dict[str, int] = {}
+        if nibbles != WHOLE:
+            kernel, own, inner = multiply_nibbles, {"UNSIGNED": nibbles == UNSIGNED}, k // 2
+        elif segments > 1:
+            groups = {"A_GROUPS": a_scale.shape[1], "W_GROUPS": w_scale.shape[1]}
+            kernel, own, inner = multiply_groups, {"SEGMENTS": segments, "SIZE": k // segments, **groups}, k // segments
+        tile = _tile(kernel.__name__, m, n, k, _epilogue(ready, gate, gelu), a.device)
+        deep = max(32, min(tile.k, block(inner)))
+        launch(
+            kernel, (-(-m // tile.m) * -(-n // tile.n),), a, tile.warps, tile.stages,
+            **ready, gate=gate, **numbers, **own, EVEN=inner % deep == 0, BM=tile.m, BN=tile.n, BK=deep,
+        )  # fmt: skip
+    return out
+
+
+def key_of(kernel: str, m: int, n: int, k: int, epilogue: str, device: torch.device) -> Key:
+    """What a measured tile of a product on this device is kept under."""
+    return Key(kernel, *_machine(device), 1 << max(m - 1, 0).bit_length(), n, k, epilogue)
+
+
+@lru_cache
+def _machine(device: torch.device) -> tuple[str, str]:
+    """Names of the GPU and of Triton."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
+    return gpu, importlib.metadata.version("triton")
+
+
+def _tile(kernel: str, m: int, n: int, k: int, epilogue: str, device: torch.device) -> Tile:
+    found = measured(key_of(kernel, m, n, k, epilogue, device))
+    if found is not None:
+        return found
+    tiles = {"multiply_nibbles": NIBBLES, "multiply_groups": GROUPED}.get(kernel, DEFAULTS)
+    return default_tile(tiles, m, n, processors(device))
+
+
+def _epilogue(ready: dict[str, Tensor | None], gate: Tensor | None, gelu: int) -> str:
+    """What follows the product, in words; the bias is always there or costs nothing."""
+    names = [name for name in ("a_zero", "w_zero", "left", "residual", "out_scale") if ready[name] is not None]
+    return "+".join(names + ["gate"] * (gate is not None) + ["gelu"] * bool(gelu)) or "plain"
+
+
+def _segments(a_scale: Tensor, w_scale: Tensor, k: int) -> int:
+    of_inputs, of_weights = max(a_scale.shape[-1], 1), max(w_scale.shape[-1], 1)
+    return k // math.gcd(k // of_inputs, k // of_weights)
+
+
+def _is(t: Tensor | None, dtype: torch.dtype, *shapes: tuple[int, ...]) -> bool:
+    return t is not None and t.dtype == dtype and tuple(t.shape) in shapes
+
+
+def _check_operands(
+    a: Tensor,
+    a_scale: Tensor,
+    a_zero: Tensor | None,
+    a_sum: Tensor | None,
+    w: Tensor,
+    w_scale: Tensor,
+    w_zero: Tensor | None,
+    w_sum: Tensor | None,
+    segments: int,
+    nibbles: int,
+    what: str,
+) -> None:
+    (m, k), n = a.shape, w.shape[0]
+    f32, i32 = torch.float32, torch.int32
+    require(a.dtype == torch.int8 and 0 < k <= INNER, what, "a", a)
+    weight = _is(w, torch.int8, (n, k)) if nibbles == WHOLE else _is(w, torch.uint8, (n, k // 2)) and k % 2 == 0
+    require(weight and n > 0, what, "w", w)
+    of_inputs, of_weights = a_scale.shape[-1], w_scale.shape[-1]
+    require(_is(a_scale, f32, (m, of_inputs)) and k % of_inputs == 0, what, "a_scale", a_scale)
+    require(_is(w_scale, f32, (n, of_weights)) and k % of_weights == 0, what, "w_scale", w_scale)
+    require(nibbles == WHOLE or segments == 1, what, "w_scale", w_scale)
+    require(a_zero is None or _is(a_zero, i32, tuple(a_scale.shape)), what, "a_zero", a_zero)
+    require(a_zero is None or _is(w_sum, i32, (segments, n)), what, "w_sum", w_sum)
+    require(w_zero is None or _is(w_zero, i32, tuple(w_scale.shape)), what, "w_zero", w_zero)
+    require(w_zero is None or _is(a_sum, i32, (m, segments)), what, "a_sum", a_sum)
+
+
+def _check_epilogue(
+    m: int,
+    n: int,
+    bias: Tensor | None,
+    left: Tensor | None,
+    right: Tensor | None,
+    gate: Tensor | None,
+    residual: Tensor | None,
+    out_scale: Tensor | None,
+    out_zero: Tensor | None,
+    dtype: torch.dtype,
+    what: str,
+) -> None:
+    require(bias is None or _is(bias, torch.float32, (n,)), what, "bias", bias)
+    require((left is None) == (right is None), what, "right", right)
+    if left is not None and right is not None:
+        rank = left.shape[-1]
+        fits = rank in (16, 32, 64, 128) and left.dtype in NARROW and tuple(left.shape) == (m, rank)
+        require(fits, what, "left", left)
+        require(_is(right, left.dtype, (n, rank)), what, "right", right)
+    if gate is not None:
+        whole = gate.ndim == 2 and gate.shape[1] == n and gate.stride(1) == 1 and len(gate) > 0 and m % len(gate) == 0
+        require(whole and gate.dtype in NARROW, what, "gate", gate)
+    require(
+        residual is None or (residual.dtype in NARROW and tuple(residual.shape) == (m, n)), what, "residual", residual
+    )
+    require(out_scale is None or _is(out_scale, torch.float32, (1, 1), (m, 1)), what, "out_scale", out_scale)
+    if out_zero is not None:
+        fits = out_scale is not None and _is(out_zero, torch.uint8, tuple(out_scale.shape))
+        require(fits, what, "out_zero", out_zero)
+    require(dtype in NARROW, what, "dtype", torch.empty(0, dtype=dtype))
+
+
+def _fake(a: Tensor, *rest: object) -> Tensor:
+    w, out_scale, dtype = rest[3], rest[12], rest[17]
+    assert isinstance(w, Tensor)
+    assert isinstance(dtype, torch.dtype)
+    return a.new_empty((a.shape[0], w.shape[0]), dtype=dtype if out_scale is None else torch.int8)
+
+
+operator(
+    "int8_product(Tensor a, Tensor a_scale, Tensor? a_zero, Tensor? a_sum, Tensor w, Tensor w_scale, Tensor? w_zero, "
+    "Tensor? w_sum, Tensor? bias, Tensor? left, Tensor? right, Tensor? gate, Tensor? residual, Tensor? out_scale, "
+    "Tensor? out_zero, int out_bits, int gelu, int nibbles, ScalarType dtype) -> Tensor",
+    int8_product,
+    _fake,
+)
