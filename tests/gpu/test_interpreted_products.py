@@ -186,3 +186,14 @@ def test_what_does_not_fit_is_refused_before_it_is_read(name):
     extra = {"right": torch.ones(8, 17)} if name == "left" else {}
     with pytest.raises(DitherError, match=f"a linear of 8 x 32 and 6 rows cannot run: {name} is "):
         product(given | extra | {name: wrong})
+
+
+def test_tiles_follow_the_epilogue():
+    from dither.gpu.products import _tile
+    from dither.gpu.tiles import DEFAULTS, GROUPED, NIBBLES
+
+    cpu = torch.device("cpu")
+    assert _tile("multiply", 4096, 4608, 1152, "a_zero+gelu", cpu) == DEFAULTS[0]
+    assert _tile("multiply", 4096, 4608, 1152, "a_zero+w_zero+residual+gate", cpu) == DEFAULTS[1]
+    assert _tile("multiply_nibbles", 4096, 4608, 1152, "plain", cpu) == NIBBLES[0]
+    assert _tile("multiply_groups", 4096, 4608, 1152, "plain", cpu) == GROUPED[0]

@@ -31,11 +31,11 @@ CHOSEN = {
 @pytest.fixture
 def gpus(monkeypatch):
     """As if there were GPUs of a capability that the test sets, with Triton unless it says otherwise."""
-    found = {"capability": (9, 0), "triton": True}
+    found = {"capability": (9, 0), "triton": "3.7.1"}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: found["capability"])
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Old GPU")
-    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: object() if found["triton"] else None)
+    monkeypatch.setattr(machine, "triton_version", lambda: found["triton"])
     for cached in (machine._why_not, machine._say):
         cached.cache_clear()
     yield found
@@ -69,7 +69,8 @@ def test_nothing_is_said_on_other_devices_or_without_a_gpu(caplog, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"triton": False}, "Triton is not installed: pip install 'dither[gpu]'"),
+        ({"triton": None}, "Triton is not installed: pip install 'dither[gpu]'"),
+        ({"triton": "3.2.0"}, "Triton 3.2.0 is older than 3.7"),
         ({"capability": (7, 5)}, "Old GPU has compute capability 7.5, and they need 8.0"),
     ],
 )

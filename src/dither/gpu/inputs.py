@@ -144,8 +144,8 @@ def _shape(x: Tensor) -> tuple[int, int]:
 
 
 def _warps(size: int) -> int:
-    held = max(2048, block(size))
-    return 4 if held <= 4096 else 8 if held <= 16384 else 16
+    held = block(size)
+    return 4 if held <= 2048 else 8 if held <= 8192 else 16
 
 
 def _check(x: Tensor, scale: Tensor | None, zero: Tensor | None, groups: int, symmetric: bool, what: str) -> None:

@@ -10,10 +10,12 @@ from torch import Tensor
 from dither.errors import DitherError
 from dither.gpu.machine import is_interpreted
 
-__all__ = ["INNER", "NARROW", "launch", "memory_for", "operator", "require"]
+__all__ = ["INNER", "NARROW", "OPTIONS", "launch", "memory_for", "operator", "require"]
 
 NARROW = (torch.float32, torch.float16, torch.bfloat16)
 """Dtypes of inputs and outputs."""
+OPTIONS = {"enable_fp_fusion": True}
+"""Of the compiler, said outright because its default changes: no code depends on a product that is added to."""
 INNER = 1 << 15
 """Inputs of a linear at most: a row must fit one program, and its sums 32 bits."""
 _OPS = torch.library.Library("dither", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -42,7 +44,7 @@ def launch(kernel: Any, grid: tuple[int, ...], where: Tensor, warps: int, stages
         return
     with torch.cuda.device(where.device):
         if 0 not in grid:
-            kernel[grid](**arguments, num_warps=warps, num_stages=stages)
+            kernel[grid](**arguments, num_warps=warps, num_stages=stages, **OPTIONS)
 
 
 @contextmanager

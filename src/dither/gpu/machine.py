@@ -7,10 +7,12 @@ from functools import lru_cache
 
 import torch
 
-__all__ = ["LEAST", "can_run", "is_interpreted", "processors"]
+__all__ = ["LEAST", "OLDEST", "can_run", "is_interpreted", "processors", "triton_version"]
 
 LEAST = (8, 0)
 """Compute capability of the first architecture that kernels are made for (Ampere)."""
+OLDEST = (3, 7)
+"""Version of Triton that kernels were first compiled with."""
 _log = logging.getLogger("dither")
 
 
@@ -35,13 +37,27 @@ def _why_not(index: int | None) -> str | None:
     """Why kernels do not run on the CUDA device of this index; empty: there is none, which needs no telling."""
     if not torch.cuda.is_available():
         return ""
-    if importlib.util.find_spec("triton") is None:
+    version = triton_version()
+    if version is None:
         return "Triton is not installed: pip install 'dither[gpu]'"
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        return f"Triton {version} is older than {OLDEST[0]}.{OLDEST[1]}"
     have = torch.cuda.get_device_capability(index)
     if have < LEAST:
         name = torch.cuda.get_device_name(index)
         return f"{name} has compute capability {have[0]}.{have[1]}, and they need {LEAST[0]}.{LEAST[1]}"
     return None
+
+
+@lru_cache
+def triton_version() -> str | None:
+    """Such as ``3.7.1``; None where it is not installed."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    import triton
+
+    version: str = triton.__version__
+    return version
 
 
 @lru_cache

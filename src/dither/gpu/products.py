@@ -1,6 +1,5 @@
 """The operator that multiplies int8 inputs with int8 or 4-bit weights, with everything that may follow in its epilogue."""
 
-import importlib.metadata
 import math
 from functools import lru_cache
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dither.gpu.launch import INNER, NARROW, launch, memory_for, operator, require
-from dither.gpu.machine import processors
+from dither.gpu.machine import processors, triton_version
 from dither.gpu.tiles import DEFAULTS, GROUPED, NIBBLES, Tile, block, default_tile
 from dither.gpu.tuner import Key, measured
 
@@ -109,7 +108,7 @@ def key_of(kernel: str, m: int, n: int, k: int, epilogue: str, device: torch.dev
 def _machine(device: torch.device) -> tuple[str, str]:
     """Names of the GPU and of Triton."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
-    return gpu, importlib.metadata.version("triton")
+    return gpu, str(triton_version())
 
 
 def _tile(kernel: str, m: int, n: int, k: int, epilogue: str, device: torch.device) -> Tile:
@@ -117,6 +116,8 @@ def _tile(kernel: str, m: int, n: int, k: int, epilogue: str, device: torch.devi
     if found is not None:
         return found
     tiles = {"multiply_nibbles": NIBBLES, "multiply_groups": GROUPED}.get(kernel, DEFAULTS)
+    if {"w_zero", "residual"} <= set(epilogue.split("+")):
+        tiles = tiles[1:]  # the largest would not fit registers
     return default_tile(tiles, m, n, processors(device))
 
 

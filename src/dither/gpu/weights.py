@@ -144,7 +144,8 @@ def few_rows(
             multiply_few, (-(-n // 32) if m else 0,), x, 4, 3,
             x=x.contiguous(), codes=codes.contiguous(), scale=scale.contiguous(), zero=_in_order(zero),
             table=_in_order(table), bias=_in_order(bias), out=out, M=m, N=n, K=k, LINE=codes.shape[1], GROUPS=told.groups,
-            SIZE=size, **told.arguments(), BM=block(m), BN=32, BK=min(128, block(size)),
+            SIZE=size, **told.arguments(), BM=block(m), BN=32,
+            BK=min(32 if told.kind == TRELLIS else 64, block(size)),  # more would not fit registers
         )  # fmt: skip
     return out
 
