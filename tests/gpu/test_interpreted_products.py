@@ -189,11 +189,41 @@ def test_what_does_not_fit_is_refused_before_it_is_read(name):
 
 
 def test_tiles_follow_the_epilogue():
-    from dither.gpu.products import _tile
-    from dither.gpu.tiles import DEFAULTS, GROUPED, NIBBLES
+    from dither.gpu.products import Product
+    from dither.gpu.tiles import DEFAULTS, GROUPED
 
-    cpu = torch.device("cpu")
-    assert _tile("multiply", 4096, 4608, 1152, "a_zero+gelu", cpu) == DEFAULTS[0]
-    assert _tile("multiply", 4096, 4608, 1152, "a_zero+w_zero+residual+gate", cpu) == DEFAULTS[1]
-    assert _tile("multiply_nibbles", 4096, 4608, 1152, "plain", cpu) == NIBBLES[0]
-    assert _tile("multiply_groups", 4096, 4608, 1152, "plain", cpu) == GROUPED[0]
+    def of(given):
+        rest = {"out_bits": 8, "gelu": 0, "nibbles": WHOLE, "dtype": torch.float32}
+        return Product.of(*({**rest, **given}.get(name) for name in NAMES))
+
+    plain, both = operands(6, 8, 32)[0], operands(6, 8, 32, (True, True))[0]
+    assert of(plain).tiles == DEFAULTS
+    assert of(plain).epilogue == "plain"
+    heavy = of(both | {"gate": torch.ones(2, 8), "residual": torch.ones(6, 8)})
+    assert heavy.epilogue == "a_zero+w_zero+residual+gate"
+    assert heavy.tiles == DEFAULTS[1:]
+    assert of(operands(6, 8, 32, groups=(2, 2))[0]).tiles == GROUPED
+
+
+def test_measured_tiles_are_taken(tmp_path, monkeypatch):
+    """And only the key says for what."""
+    from dither.gpu import products, tuner
+    from dither.gpu.tiles import Tile
+    from dither.gpu.tuning import tune_product
+
+    monkeypatch.setenv("DITHER_CACHE", str(tmp_path))
+    tuner.forget()
+    given, want = operands(37, 40, 96)
+    rest = {"out_bits": 8, "gelu": 0, "nibbles": WHOLE, "dtype": torch.float32}
+    arguments = [{**rest, **given}.get(name) for name in NAMES]
+    started = []
+    start = products.Product.start
+    monkeypatch.setattr(products.Product, "start", lambda self, tile: (started.append(tile), start(self, tile)))
+    key = products.Product.of(*arguments).key
+    assert (key.rows, key.n, key.k, key.epilogue) == (64, 40, 96, "plain")
+    tuner.tune(key, [Tile(16, 32, 32, 4, 1)], lambda tile: 1.0)
+    close(torch.ops.dither.int8_product(*arguments), want)
+    assert started == [Tile(16, 32, 32, 4, 1)]
+    with pytest.raises(DitherError, match="tiles cannot be measured on 'cpu'"):
+        tune_product(*arguments)
+    tuner.forget()

@@ -1,7 +1,9 @@
 """The operator that multiplies int8 inputs with int8 or 4-bit weights, with everything that may follow in its epilogue."""
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from dither.gpu.machine import processors, triton_version
 from dither.gpu.tiles import DEFAULTS, GROUPED, NIBBLES, Tile, block, default_tile
 from dither.gpu.tuner import Key, measured
 
-__all__ = ["SIGNED", "UNSIGNED", "WHOLE", "int8_product", "key_of"]
+__all__ = ["SIGNED", "UNSIGNED", "WHOLE", "Product", "int8_product"]
 
 WHOLE, SIGNED, UNSIGNED = range(3)
 """How the weight comes: int8, or nibbles of either sort."""
@@ -62,46 +64,112 @@ def int8_product(
     Raises:
         DitherError: tensors that do not fit each other.
     """
-    from dither.gpu.jit.gemm import multiply, multiply_groups, multiply_nibbles
+    product = Product.of(
+        a, a_scale, a_zero, a_sum, w, w_scale, w_zero, w_sum, bias, left, right, gate, residual, out_scale, out_zero,
+        out_bits, gelu, nibbles, dtype,
+    )  # fmt: skip
+    product.start(measured(product.key) or product.tiles[0])
+    return product.out
 
-    (m, k), n = a.shape, w.shape[0]
-    what = f"a linear of {n} x {k} and {m} rows"
-    with memory_for(what, a):
-        segments = _segments(a_scale, w_scale, k)
-        _check_operands(a, a_scale, a_zero, a_sum, w, w_scale, w_zero, w_sum, segments, nibbles, what)
-        _check_epilogue(m, n, bias, left, right, gate, residual, out_scale, out_zero, dtype, what)
-        out = a.new_empty((m, n), dtype=dtype if out_scale is None else torch.int8)
-        arguments = {
-            "a": a, "w": w, "out": out, "a_scale": a_scale, "a_zero": a_zero, "a_sum": a_sum, "w_scale": w_scale,
-            "w_zero": w_zero, "w_sum": w_sum, "bias": bias, "left": left, "right": right, "residual": residual,
-            "out_scale": out_scale, "out_zero": out_zero,
-        }  # fmt: skip
-        ready = {name: None if t is None else t.contiguous() for name, t in arguments.items()}
-        numbers = {
-            "M": m, "N": n, "K": k, "SPAN": 1 if gate is None else m // len(gate), "GELU": gelu,
+
+@dataclass(frozen=True)
+class Product:
+    """A product that may be started, with any tile.
+
+    Args:
+        kernel: of ``jit.gemm``.
+        out: where its result goes.
+        inner: inputs, or pairs of them, that are summed before scales are applied.
+        arguments: of the kernel, by name.
+        epilogue: what follows the product, in words; the bias costs nothing.
+    """
+
+    kernel: Any
+    out: Tensor
+    inner: int
+    arguments: dict[str, Any]
+    epilogue: str
+
+    @classmethod
+    def of(
+        cls,
+        a: Tensor,
+        a_scale: Tensor,
+        a_zero: Tensor | None,
+        a_sum: Tensor | None,
+        w: Tensor,
+        w_scale: Tensor,
+        w_zero: Tensor | None,
+        w_sum: Tensor | None,
+        bias: Tensor | None,
+        left: Tensor | None,
+        right: Tensor | None,
+        gate: Tensor | None,
+        residual: Tensor | None,
+        out_scale: Tensor | None,
+        out_zero: Tensor | None,
+        out_bits: int,
+        gelu: int,
+        nibbles: int,
+        dtype: torch.dtype,
+    ) -> "Product":
+        """Of the arguments of ``int8_product``, which are looked at."""
+        from dither.gpu.jit.gemm import multiply, multiply_groups, multiply_nibbles
+
+        (m, k), n = a.shape, w.shape[0]
+        what = f"a linear of {n} x {k} and {m} rows"
+        with memory_for(what, a):
+            segments = _segments(a_scale, w_scale, k)
+            _check_operands(a, a_scale, a_zero, a_sum, w, w_scale, w_zero, w_sum, segments, nibbles, what)
+            _check_epilogue(m, n, bias, left, right, gate, residual, out_scale, out_zero, dtype, what)
+            out = a.new_empty((m, n), dtype=dtype if out_scale is None else torch.int8)
+            tensors = {
+                "a": a, "w": w, "a_scale": a_scale, "a_zero": a_zero, "a_sum": a_sum, "w_scale": w_scale, "w_zero": w_zero,
+                "w_sum": w_sum, "bias": bias, "left": left, "right": right, "residual": residual, "out_scale": out_scale,
+                "out_zero": out_zero,
+            }  # fmt: skip
+            ready: dict[str, Any] = {name: None if t is None else t.contiguous() for name, t in tensors.items()}
+        names = [name for name in ("a_zero", "w_zero", "left", "residual", "out_scale") if ready[name] is not None]
+        epilogue = "+".join(names + ["gate"] * (gate is not None) + ["gelu"] * bool(gelu)) or "plain"
+        ready |= {
+            "out": out, "gate": gate, "M": m, "N": n, "K": k, "SPAN": 1 if gate is None else m // len(gate), "GELU": gelu,
             "ACROSS": 0 if gate is None else gate.stride(0), "RANK": 16 if left is None else left.shape[1],
             "OUT_STRIDE": 0 if out_scale is None or len(out_scale) == 1 else 1, "OUT_BITS": out_bits,
             "OUT_SYMMETRIC": out_zero is None,
         }  # fmt: skip
-        kernel, inner = multiply, k
-        own: dict[str, int] = {}
         if nibbles != WHOLE:
-            kernel, own, inner = multiply_nibbles, {"UNSIGNED": nibbles == UNSIGNED}, k // 2
-        elif segments > 1:
-            groups = {"A_GROUPS": a_scale.shape[1], "W_GROUPS": w_scale.shape[1]}
-            kernel, own, inner = multiply_groups, {"SEGMENTS": segments, "SIZE": k // segments, **groups}, k // segments
-        tile = _tile(kernel.__name__, m, n, k, _epilogue(ready, gate, gelu), a.device)
-        deep = max(32, min(tile.k, block(inner)))
+            return cls(multiply_nibbles, out, k // 2, ready | {"UNSIGNED": nibbles == UNSIGNED}, epilogue)
+        if segments == 1:
+            return cls(multiply, out, k, ready, epilogue)
+        size = k // segments
+        groups = {"A_GROUPS": a_scale.shape[1], "W_GROUPS": w_scale.shape[1]}
+        return cls(multiply_groups, out, size, ready | groups | {"SEGMENTS": segments, "SIZE": size}, epilogue)
+
+    @property
+    def tiles(self) -> tuple[Tile, ...]:
+        """That may be tried, the one that serves untuned first."""
+        m, n = self.out.shape
+        tiles = {"multiply_nibbles": NIBBLES, "multiply_groups": GROUPED}.get(self.kernel.__name__, DEFAULTS)
+        if {"w_zero", "residual"} <= set(self.epilogue.split("+")):
+            tiles = tiles[1:]  # the largest would not fit registers
+        first = default_tile(tiles, m, n, processors(self.out.device))
+        return (first, *(tile for tile in tiles if tile != first))
+
+    @property
+    def key(self) -> Key:
+        """What a measured tile is kept under."""
+        (m, n), device = self.out.shape, self.out.device
+        rows = 1 << max(m - 1, 0).bit_length()
+        return Key(self.kernel.__name__, *_machine(device), rows, n, self.arguments["K"], self.epilogue)
+
+    def start(self, tile: Tile) -> None:
+        """Let the GPU compute it."""
+        m, n = self.out.shape
+        deep = max(32, min(tile.k, block(self.inner)))
         launch(
-            kernel, (-(-m // tile.m) * -(-n // tile.n),), a, tile.warps, tile.stages,
-            **ready, gate=gate, **numbers, **own, EVEN=inner % deep == 0, BM=tile.m, BN=tile.n, BK=deep,
+            self.kernel, (-(-m // tile.m) * -(-n // tile.n),), self.out, tile.warps, tile.stages,
+            **self.arguments, EVEN=self.inner % deep == 0, BM=tile.m, BN=tile.n, BK=deep,
         )  # fmt: skip
-    return out
-
-
-def key_of(kernel: str, m: int, n: int, k: int, epilogue: str, device: torch.device) -> Key:
-    """What a measured tile of a product on this device is kept under."""
-    return Key(kernel, *_machine(device), 1 << max(m - 1, 0).bit_length(), n, k, epilogue)
 
 
 @lru_cache
@@ -109,22 +177,6 @@ def _machine(device: torch.device) -> tuple[str, str]:
     """Names of the GPU and of Triton."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
     return gpu, str(triton_version())
-
-
-def _tile(kernel: str, m: int, n: int, k: int, epilogue: str, device: torch.device) -> Tile:
-    found = measured(key_of(kernel, m, n, k, epilogue, device))
-    if found is not None:
-        return found
-    tiles = {"multiply_nibbles": NIBBLES, "multiply_groups": GROUPED}.get(kernel, DEFAULTS)
-    if {"w_zero", "residual"} <= set(epilogue.split("+")):
-        tiles = tiles[1:]  # the largest would not fit registers
-    return default_tile(tiles, m, n, processors(device))
-
-
-def _epilogue(ready: dict[str, Tensor | None], gate: Tensor | None, gelu: int) -> str:
-    """What follows the product, in words; the bias is always there or costs nothing."""
-    names = [name for name in ("a_zero", "w_zero", "left", "residual", "out_scale") if ready[name] is not None]
-    return "+".join(names + ["gate"] * (gate is not None) + ["gelu"] * bool(gelu)) or "plain"
 
 
 def _segments(a_scale: Tensor, w_scale: Tensor, k: int) -> int:
