@@ -63,6 +63,18 @@ def test_other_epilogues(more, gelu):
     holds(product("multiply", DEFAULTS[0], 90, BOTH_ZEROS | more, GELU=gelu), 90)
 
 
+def test_numbers_that_are_1_become_constants():
+    """As the launcher makes them: one row, one output, one sample."""
+    from assembly import compiled
+
+    from dither.gpu.jit.gemm import multiply
+
+    pointers = {"a": "i8", "w": "i8", "out": "fp32", "a_scale": "fp32", "w_scale": "fp32", "bias": "fp32", **GATE}
+    ones = dict.fromkeys(("M", "N", "K", "SPAN", "ACROSS", "OUT_STRIDE"), 1)
+    fixed = {"GELU": 0, "RANK": 16, "OUT_BITS": 8, "OUT_SYMMETRIC": True, "EVEN": False, "BM": 64, "BN": 64, "BK": 32}
+    holds(compiled(multiply, pointers, {}, {**ones, **fixed}, 80, 4, 3), 80)
+
+
 @pytest.mark.parametrize(
     ("arch", "tile"), [(80, NIBBLES[0]), (90, NIBBLES[0]), (120, NIBBLES[0]), (90, NIBBLES[1])], ids=str
 )

@@ -166,9 +166,19 @@ def test_tensors_that_do_not_fit_are_refused():
         torch.ops.dither.int8_rotated(x, random_signs(24, 0), hadamard_matrix(12), None, None, 8, True, False)
 
 
+@pytest.mark.parametrize("tanh", [True, False])
+def test_gelu_alone(tanh):
+    x = torch.cat([torch.linspace(-12, 12, 1501), torch.tensor([0.0, 100.0, -100.0])])
+    want = F.gelu(x.double(), approximate="tanh" if tanh else "none")
+    torch.testing.assert_close(torch.ops.dither.triton_gelu(x, tanh).double(), want, rtol=1e-5, atol=1e-6)
+    with pytest.raises(DitherError, match="GELU of 1504 values cannot run: x is float64"):
+        torch.ops.dither.triton_gelu(x.double(), tanh)
+
+
 def test_the_operators_are_good_ones():
     x = random(6, 32)
     ops = torch.ops.dither
+    torch.library.opcheck(ops.triton_gelu.default, (x, True))
     torch.library.opcheck(ops.int8_rows.default, (x, None, None, None, 8, False, 2, 0, False, True))
     wide = (x.view(2, 3, 32), random(2, 32), random(2, 32), None, None, 1e-6, 8, True, False, False)
     torch.library.opcheck(ops.int8_modulated.default, wide)

@@ -5,16 +5,24 @@ import torch
 from conformance.test_every_format import ACTS, WEIGHTS, K, N, assert_close, input_of, layer_of, oracle, spec_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lanes import interpreted
+from lanes import interpreted, silent
+from nn.test_feed_forward import SPECS as BOTH
+from nn.test_feed_forward import WIDTH, Block
 
 from dither.errors import DitherError
 from dither.gpu import few_rows, int8_weight
 from dither.kernels import gpu, named
 from dither.kernels.table import Inputs
+from dither.nn import feed_forward as room
+from dither.nn import fuse
 from dither.numerics import decode, encode, trellis_codes, unpack_int
 from dither.spec import PER_TENSOR, Act, Gaussian, Int, LinearSpec, Nested, Rotation, Trellis
 
-pytestmark = interpreted
+pytestmark = [interpreted, *silent]
+SPECS_OF_BOTH = {
+    **BOTH,
+    "by time": (LinearSpec(Int(8), Act(Int(8, False), True, 3)), LinearSpec(Int(4), Act(Int(8), True, 3))),
+}
 CPU = torch.device("cpu")
 INT8, DECODE = gpu.TRITON_INT8, gpu.TRITON_DECODE
 
@@ -218,6 +226,43 @@ def test_a_kernel_leaves_its_inputs_alone(spec):
     assert torch.equal(x, kept)
     assert torch.equal(layer.bias, bias)
     assert all(torch.equal(t, stored[name]) for name, t in layer.stored().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("approximate", ["tanh", "none"])
+@pytest.mark.parametrize("name", ["int8", "zero points", "groups", "by time"])
+def test_feed_forward_in_two_products_is_its_modules_one_by_one(name, approximate, dtype, monkeypatch):
+    """To the bit, whoever looks; and near what native code or torch makes of it."""
+    one, two = SPECS_OF_BOTH[name]
+    block = Block((one, two))
+    block.ff.net[0].approximate = approximate
+    x = torch.randn(3, 5, WIDTH).to(dtype)
+    with torch.no_grad():
+        plain = block(x.float())
+        fuse(block)
+        for place in ("ff.net.0.proj", "ff.net.2"):
+            block.get_submodule(place).kernel = INT8
+        calls, true = [], room.feed_forward_on_gpu
+        monkeypatch.setattr(room, "feed_forward_on_gpu", lambda *args: calls.append(args) or true(*args))
+        got = block(x)
+        assert len(calls) == 1
+        handle = block.ff.net[2].register_forward_hook(lambda *_: None)
+        want = block(x)
+        handle.remove()
+    assert len(calls) == 1
+    assert got.dtype == dtype
+    assert torch.equal(got, want)
+    assert float((got.float() - plain).norm() / plain.norm()) < 3e-2
+
+
+def test_linears_of_two_kernels_run_apart(monkeypatch):
+    block = Block(SPECS_OF_BOTH["int8"])
+    fuse(block)
+    block.ff.net[2].kernel = INT8
+    monkeypatch.setattr(room, "feed_forward_on_gpu", None)
+    monkeypatch.setattr(room, "feed_forward", None)
+    with torch.no_grad():
+        assert block(torch.randn(3, 5, WIDTH)).isfinite().all()
 
 
 def test_they_are_in_the_table():

@@ -16,7 +16,7 @@ from torch import Tensor
 from dither.gpu.launch import INNER, NARROW, launch, memory_for, operator, require
 from dither.gpu.tiles import block, rows_at_once
 
-__all__ = ["Rows", "int8_modulated", "int8_rotated", "int8_rows"]
+__all__ = ["Rows", "gelu", "int8_modulated", "int8_rotated", "int8_rows"]
 
 Rows: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 """Codes, scales, zero points, sums."""
@@ -138,6 +138,30 @@ def int8_rotated(
     return found
 
 
+def gelu(x: Tensor, tanh: bool) -> Tensor:
+    """GELU of x, float32, float16 or bfloat16, with the bits that it has in an epilogue."""
+    from dither.gpu.jit.quantize import gelu_all
+
+    what = f"GELU of {x.numel()} values"
+    with memory_for(what, x):
+        require(x.dtype in NARROW, what, "x", x)
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        launch(
+            gelu_all,
+            (-(-x.numel() // 1024),),
+            x,
+            4,
+            1,
+            x=x,
+            out=out,
+            COUNT=x.numel(),
+            GELU=1 if tanh else 2,
+            BLOCK=1024,
+        )
+    return out
+
+
 def _shape(x: Tensor) -> tuple[int, int]:
     k = x.shape[-1]
     return x.numel() // max(k, 1), k
@@ -192,6 +216,7 @@ def _same_rows(shift: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
     return shift.contiguous(), gain.contiguous()
 
 
+operator("triton_gelu(Tensor x, bool tanh) -> Tensor", gelu, lambda x, tanh: x.new_empty(x.shape))
 _GRID = "int bits, bool symmetric"
 _TABLE = "Tensor? scale, Tensor? zero"
 _ROWS = "(Tensor, Tensor, Tensor, Tensor)"

@@ -30,7 +30,7 @@ from dither.numerics import (
 )
 from dither.spec import PER_TENSOR, Format, Gaussian, Int, LinearSpec, Nested, Trellis
 
-__all__ = ["TRITON_DECODE", "TRITON_INT8", "linear", "stored_as"]
+__all__ = ["TRITON_DECODE", "TRITON_INT8", "feed_forward", "linear", "stored_as"]
 
 _MOST_INPUTS = 1 << 15  # a row fits one program, and sums fit 32 bits
 _ALIGNED = 32  # columns: nibbles are read in whole vectors
@@ -228,6 +228,19 @@ def linear(
         None if residual is None else residual.reshape(-1, n), None, None, 8, after, nibbles, x.dtype,
     )  # fmt: skip
     return y.view(*call.x.shape[:-1], n).to(call.x.dtype)
+
+
+def feed_forward(first: Inputs, second: Inputs, between: Tensor | None, tanh: bool) -> Tensor:
+    """Two linears that ``TRITON_INT8`` runs, with a GELU between them that is made before the first one's output is written.
+
+    Args:
+        first: of the first one.
+        second: of the second one; its x gives its rows alone, and its ranges must not depend on more of it.
+        between: what activations (H) are multiplied by, or None.
+        tanh: GELU is the approximation by tanh.
+    """
+    hidden = linear(first, after=1 if tanh else 2)
+    return linear(replace(second, x=hidden), between=between)
 
 
 def _segment_sums(a: Tensor, sums: Tensor, call: Inputs) -> Tensor | None:

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from dither.gpu.jit.numbers import codes_of, gelu_erf, gelu_tanh, grid_of
 
-__all__ = ["hadamard_rows", "modulated_rows", "quantize_rows"]
+__all__ = ["gelu_all", "hadamard_rows", "modulated_rows", "quantize_rows"]
 
 
 @triton.jit
@@ -123,6 +123,15 @@ def modulated_rows(
     write_rows(
         y, r, c, rows, columns, codes, scale, zero, sums, table, table_zero, SIZE, STRIDE, 1, BITS, SYMMETRIC
     )  # fmt: skip
+
+
+@triton.jit
+def gelu_all(x, out, COUNT, GELU: tl.constexpr, BLOCK: tl.constexpr):
+    """GELU of COUNT elements, by tanh (1) or by erf (2): that of an epilogue, alone."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    y = tl.load(x + at, mask=at < COUNT, other=0.0).to(tl.float32)
+    y = gelu_tanh(y) if GELU == 1 else gelu_erf(y)
+    tl.store(out + at, y.to(out.dtype.element_ty), mask=at < COUNT)
 
 
 @triton.jit
