@@ -26,7 +26,7 @@ def product(name: str, tile: Tile, arch: int, epilogue: dict[str, str], **consta
 
     from dither.gpu.jit import gemm
 
-    pointers = {"a": "i8", "w": "i8", "out": "bf16", "a_scale": "fp32", "w_scale": "fp32", "bias": "fp32", **epilogue}
+    pointers = {"a": "i8", "w": "i8", "out": "bf16", "a_scale": "fp32", "w_scale": "fp32", "bias": "bf16", **epilogue}
     numbers = {"M": "i32", "N": "i32!", "K": "i32!", "SPAN": "i32", "ACROSS": "i32!", "OUT_STRIDE": "i32"}
     fixed = {
         "GELU": 0, "RANK": 32, "OUT_BITS": 8, "OUT_SYMMETRIC": False, "EVEN": True, "BM": tile.m, "BN": tile.n, "BK": tile.k,

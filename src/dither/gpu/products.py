@@ -49,7 +49,7 @@ def int8_product(
         a_scale: float32 (M, Ga); with ``a_zero`` int32 alike, and ``a_sum`` int32 (M, S) where the weight has zero points.
         w: int8 (N, K), or nibbles uint8 (N, K / 2), their unsigned codes moved by -8 in ``w_zero`` and ``w_sum``.
         w_scale: float32 (N, Gw); with ``w_zero`` int32 alike, and ``w_sum`` int32 (S, N) where inputs have zero points.
-        bias: float32 (N,).
+        bias: (N,).
         left, right: a low-rank branch, (M, R) and (N, R) of one dtype, R 16, 32, 64 or 128.
         gate: (B, N), a row for each M / B rows of y, elements of a row next to each other.
         residual: (M, N).
@@ -229,7 +229,7 @@ def _check_epilogue(
     dtype: torch.dtype,
     what: str,
 ) -> None:
-    require(bias is None or _is(bias, torch.float32, (n,)), what, "bias", bias)
+    require(bias is None or (bias.dtype in NARROW and bias.shape == (n,)), what, "bias", bias)
     require((left is None) == (right is None), what, "right", right)
     if left is not None and right is not None:
         rank = left.shape[-1]

@@ -122,7 +122,7 @@ def few_rows(
         codes, table, stored: as of ``int8_weight``.
         scale: float32 (N, groups).
         zero: uint8 (N, groups) or None.
-        bias: float32 (N,) or None.
+        bias: (N,) or None.
 
     Raises:
         DitherError: tensors that do not fit each other.
@@ -137,7 +137,7 @@ def few_rows(
         _check(told, codes, zero, table, what)
         require(x.dtype in NARROW and x.shape[-1] == k and m <= MOST_ROWS, what, "x", x)
         require(scale.dtype == torch.float32 and scale.shape == (n, told.groups), what, "scale", scale)
-        require(bias is None or (bias.dtype == torch.float32 and bias.shape == (n,)), what, "bias", bias)
+        require(bias is None or (bias.dtype in NARROW and bias.shape == (n,)), what, "bias", bias)
         out = x.new_empty(*x.shape[:-1], n)
         size = k // told.groups
         launch(

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dither.gpu import INTEGERS, MOST_ROWS, SIGNED, TRELLIS, UNSIGNED, WHOLE, WORDS, Stored, can_run
+from dither.gpu.inputs import Rows
 from dither.kernels.table import Inputs, Kernel, Shape, rows_of
 from dither.numerics import (
     dynamic_table,
@@ -30,7 +31,7 @@ from dither.numerics import (
 )
 from dither.spec import PER_TENSOR, Format, Gaussian, Int, LinearSpec, Nested, Trellis
 
-__all__ = ["TRITON_DECODE", "TRITON_INT8", "feed_forward", "linear", "stored_as"]
+__all__ = ["TRITON_DECODE", "TRITON_INT8", "feed_forward", "linear", "modulated", "stored_as"]
 
 _MOST_INPUTS = 1 << 15  # a row fits one program, and sums fit 32 bits
 _ALIGNED = 32  # columns: nibbles are read in whole vectors
@@ -194,38 +195,69 @@ def linear(
     call: Inputs,
     gate: Tensor | None = None,
     residual: Tensor | None = None,
-    before: int = 0,
     between: Tensor | None = None,
     after: int = 0,
 ) -> Tensor:
-    """``residual + gate * after(act(between * before(x)) decode(weight)^T + bias)``, (..., K) to (..., N) in the dtype of x.
+    """``residual + gate * after(act(between * x) decode(weight)^T + bias)``, (..., K) to (..., N) in the dtype of x.
 
     Args:
         call: of the linear; x may be wider than float32.
         gate: (B, N), a row a sample; or None: 1.
         residual: (..., N) or None: 0.
-        before, after: a GELU of the input, of the output: 0 none, 1 by tanh, 2 by erf.
         between: (K,) float32 or None: 1.
+        after: a GELU of the output: 0 none, 1 by tanh, 2 by erf.
     """
+    x, grid, found = _ranges(call)
+    many, (halves, sums) = groups(call.shape[1], grid.group), _wanted(call)
+    rows = torch.ops.dither.int8_rows(
+        x, found.get("scale"), found.get("zero"), between, grid.bits, grid.symmetric, many, 0, halves, sums
+    )
+    return _multiply(rows, call, x.dtype, gate, residual, after)
+
+
+def modulated(call: Inputs, shift: Tensor, gain: Tensor, eps: float, after: int = 0) -> Tensor:
+    """``after(act(LayerNorm(x) (1 + gain) + shift) decode(weight)^T + bias)``, (B, T, K) to (B, T, N).
+
+    Args:
+        call: of the linear, with x before the norm; its inputs have one range a row, dynamic or static.
+        shift, gain: (B, K).
+        eps: of the norm.
+        after: as of ``linear``.
+    """
+    x, grid, found = _ranges(call)
+    rows = torch.ops.dither.int8_modulated(
+        x, shift, gain, found.get("scale"), found.get("zero"), eps, grid.bits, grid.symmetric, *_wanted(call)
+    )
+    return _multiply(rows, call, x.dtype, None, None, after)
+
+
+def _wanted(call: Inputs) -> tuple[bool, bool]:
+    """Whether codes come in halves, and with their sums."""
+    return _nibbles(call.spec, call.shape) != WHOLE, "moved" in call.prepared
+
+
+def _ranges(call: Inputs) -> tuple[Tensor, Int, dict[str, Tensor]]:
+    """x in a dtype that kernels read, the grid of its codes, and the table if there is one."""
     assert call.spec.act is not None  # see _fits
-    grid, (n, k) = call.spec.act.grid, call.shape
+    grid = call.spec.act.grid
     assert isinstance(grid, Int)
     x = call.x if call.x.dtype in _DTYPES else call.x.float()
-    ranges = call.table
-    if ranges is None and grid.group == PER_TENSOR:
-        ranges = dynamic_table(x, grid)
-    found = {name: rows_of(t, x) for name, t in (ranges or {}).items()}
-    ready = call.prepared
-    nibbles, many = _nibbles(call.spec, call.shape), groups(k, grid.group)
-    a, scale, zero, sums = torch.ops.dither.int8_rows(
-        x, found.get("scale"), found.get("zero"), between, grid.bits, grid.symmetric, many, before, nibbles != WHOLE,
-        "moved" in ready,
-    )  # fmt: skip
-    w = _weight(call)
+    table = call.table
+    if table is None and grid.group == PER_TENSOR:
+        table = dynamic_table(x, grid)
+    return x, grid, {name: rows_of(t, x) for name, t in (table or {}).items()}
+
+
+def _multiply(
+    rows: Rows, call: Inputs, dtype: torch.dtype, gate: Tensor | None, residual: Tensor | None, after: int
+) -> Tensor:
+    """What is left behind the codes of inputs."""
+    a, scale, zero, sums = rows
+    n, ready = call.shape[0], call.prepared
     y: Tensor = torch.ops.dither.int8_product(
-        a, scale, None if grid.symmetric else zero, _segment_sums(a, sums, call), w, ready["scale"], ready.get("moved"),
-        ready.get("sums"), None if call.bias is None else call.bias.float(), None, None, gate,
-        None if residual is None else residual.reshape(-1, n), None, None, 8, after, nibbles, x.dtype,
+        a, scale, zero if "sums" in ready else None, _segment_sums(a, sums, call), _weight(call), ready["scale"],
+        ready.get("moved"), ready.get("sums"), _bias(call), None, None, gate,
+        None if residual is None else residual.reshape(-1, n), None, None, 8, after, _nibbles(call.spec, call.shape), dtype,
     )  # fmt: skip
     return y.view(*call.x.shape[:-1], n).to(call.x.dtype)
 
@@ -253,15 +285,24 @@ def _segment_sums(a: Tensor, sums: Tensor, call: Inputs) -> Tensor | None:
     return a.view(len(a), call.shape[1] // size, size).sum(-1, dtype=torch.int32) if finer else sums
 
 
+def _bias(call: Inputs) -> Tensor | None:
+    return call.bias if call.bias is None or call.bias.dtype in _DTYPES else call.bias.float()
+
+
 def _run_weight_only(call: Inputs) -> Tensor:
     x = call.x if call.x.dtype in _DTYPES else call.x.float()
     ready, stored = call.prepared, stored_as(call.spec.weight, call.shape)
     if "zero" in ready:
         stored = replace(stored, sub=0)  # the difference is taken as it is: it need not fit int8
     if x.numel() <= MOST_ROWS * call.shape[1]:
-        bias = None if call.bias is None else call.bias.float()
         y: Tensor = torch.ops.dither.few_rows(
-            x, call.weight["codes"], ready["scale"], ready.get("zero"), ready.get("table"), bias, stored.numbers()
+            x,
+            call.weight["codes"],
+            ready["scale"],
+            ready.get("zero"),
+            ready.get("table"),
+            _bias(call),
+            stored.numbers(),
         )
         return y.to(call.x.dtype)
     weight = _dense(call).to(call.x.dtype)

@@ -45,6 +45,6 @@ def multiply_few(
             part = tl.dot((v - z[:, None]).to(seen.dtype), seen, part, input_precision="ieee")
         y += part * tl.load(scale + n * GROUPS + g, mask=mask_n, other=0.0)[:, None]
     if bias is not None:
-        y += tl.load(bias + n, mask=mask_n, other=0.0)[:, None]
+        y += tl.load(bias + n, mask=mask_n, other=0.0).to(tl.float32)[:, None]
     at = m[None, :] * N + n[:, None]
     tl.store(out + at, y.to(out.dtype.element_ty), mask=mask_m[None, :] & mask_n[:, None])

@@ -46,7 +46,7 @@ def finish(
     """Everything behind the scales, of a tile y (m, n) float32, and the store."""
     mask = mask_m[:, None] & mask_n[None, :]
     if bias is not None:
-        y += tl.load(bias + n, mask=mask_n, other=0.0)[None, :]
+        y += tl.load(bias + n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
     if left is not None:
         c = tl.arange(0, RANK)
         a = tl.load(left + m.to(tl.int64)[:, None] * RANK + c[None, :], mask=mask_m[:, None], other=0.0)
