@@ -30,6 +30,7 @@ GUIDES = (
     "evaluation",
     "results",
     "kernels",
+    "gpu",
     "vidit-q",
     "q-dit",
     "design",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import denoisers, layers
+from benchmarks.gpu import denoisers, layers, tiles
 from benchmarks.gpu.clock import Budget, Time, of
 from benchmarks.gpu.report import AGAIN, BASE, table, with_ratios
 from dither.gpu import machine
@@ -44,6 +44,7 @@ def test_nothing_is_measured_that_time_is_not_left_for(capsys):
     }
     assert {c["found"] for c in cells} == {"n/a (no time was left)"}
     assert len(capsys.readouterr().out.splitlines()) == len(cells)
+    assert {c["tile"] for c in tiles.tuned(Budget(100.0), reserve=200.0)} == {"n/a (no time was left)"}
     assert {c["times"] for c in layers.measured(Budget(100.0), reserve=200.0)} == {"n/a (no time was left)"}
 
 

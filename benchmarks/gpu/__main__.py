@@ -28,6 +28,7 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=MOST, help="seconds that all may take")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "gpu.json")
+    parser.add_argument("--tune", action="store_true", help="measure tiles first, and keep them")
     given = parser.parse_args(words)
     if not 0 < given.budget <= MOST:
         parser.error(f"--budget {given.budget:g}: it takes more than 0 seconds, and at most {MOST:g}")
@@ -59,18 +60,20 @@ def main(words: Sequence[str]) -> int:
     if why := refusal():
         print(f"error: {why}", file=sys.stderr)
         return 2
-    from benchmarks.gpu import denoisers, layers
+    from benchmarks.gpu import denoisers, layers, tiles
 
     budget = Budget(given.budget)
     result: dict[str, Any] = {"baseline": "torch.compile of the same blocks in bfloat16, in the same run"}
+    if given.tune:
+        result["tiles"] = tiles.tuned(budget, reserve=0.8 * given.budget)
     if "ceilings" in given.parts:
         result["ceilings"] = layers.attempt(layers.ceilings)
     if "layers" in given.parts:
-        result["layers"] = layers.measured(budget, reserve=0.75 * given.budget if "denoisers" in given.parts else 10.0)
+        result["layers"] = layers.measured(budget, reserve=0.65 * given.budget if "denoisers" in given.parts else 10.0)
     if "denoisers" in given.parts:
         result["denoisers"] = with_ratios(denoisers.measured(budget))
         print(table(result["denoisers"]))
-    command = command_of("benchmarks.gpu", given, parsed([]), ["budget", "parts"])
+    command = command_of("benchmarks.gpu", given, parsed([]), ["budget", "parts"]) + " --tune" * given.tune
     write_result(given.output, {**environment(command, torch.get_num_threads()), **machine(), **result})
     return 0
 

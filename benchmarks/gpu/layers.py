@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from benchmarks.gpu.blocks import FLUX, XL, call, packed
 from benchmarks.gpu.clock import Budget, Time, replayed
 from dither.errors import DitherError
+from dither.gpu import WHOLE
 from dither.kernels.gpu import linear
 from dither.numerics import act_quantize, dynamic_table
 from dither.spec import Act, Int, LinearSpec
@@ -31,15 +32,13 @@ MOST_ERROR = 5e-3
 def ceilings() -> dict[str, Any]:
     """What the GPU reaches on one large product, by whoever multiplies, and on a copy: shares, of bfloat16's rate."""
     x = torch.randn(SIDE, SIDE, device="cuda", dtype=torch.bfloat16)
-    a = torch.randint(-127, 128, (SIDE, SIDE), device="cuda", dtype=torch.int8)
     ours = packed(nn.Linear(SIDE, SIDE, device="cuda"), LinearSpec(Int(8), Act(Int(8))))
     one = torch.ones(SIDE, 1, device="cuda")
-    arguments = [None] * 19
-    arguments[0], arguments[1], arguments[4], arguments[5] = a, one, a, one  # type: ignore[call-overload]
-    arguments[15:] = [8, 0, 0, torch.bfloat16]  # type: ignore[list-item]
+    given = arguments(SIDE, SIDE, SIDE, WHOLE, device="cuda")
+    a = given[0]
     calls: dict[str, Callable[[], Any]] = {
         "bfloat16": lambda: x @ x.T,
-        "ours int8": lambda: torch.ops.dither.int8_product(*arguments),
+        "ours int8": lambda: torch.ops.dither.int8_product(*given),
         "ours int8 with codes": lambda: linear(call(ours, x)),
         "torch._int_mm": lambda: torch._int_mm(a, a.T),
     }
@@ -48,6 +47,37 @@ def ceilings() -> dict[str, Any]:
         calls["float8 by rows"] = lambda: torch._scaled_mm(x8, x8.T, one, one.T, out_dtype=torch.bfloat16)
     found = {name: attempt(lambda f=f: replayed(f, inner=4)) for name, f in calls.items()}  # type: ignore[misc]
     return rates(found)
+
+
+def arguments(
+    rows: int,
+    n: int,
+    k: int,
+    nibbles: int,
+    device: str,
+    gelu: int = 0,
+    gated: bool = False,
+    dtype: torch.dtype = torch.bfloat16,
+) -> list[Any]:
+    """Random ones of ``int8_product``, with a bias, and with a gate for a single sample and a residual if asked."""
+    a = torch.randint(-127, 128, (rows, k), device=device, dtype=torch.int8)
+    w = torch.randint(-127, 128, (n, k if nibbles == WHOLE else k // 2), device=device, dtype=torch.int8)
+    scales = [torch.full((count, 1), 0.01, device=device) for count in (rows, n)]
+    bias = torch.zeros(n, device=device, dtype=dtype)
+    gate, residual = (torch.ones(1, n, device=device, dtype=dtype), torch.ones(rows, n, device=device, dtype=dtype))
+    given: list[Any] = [
+        a,
+        scales[0],
+        None,
+        None,
+        w if nibbles == WHOLE else w.view(torch.uint8),
+        scales[1],
+        None,
+        None,
+        bias,
+    ]
+    given += [None, None, gate if gated else None, residual if gated else None, None, None]
+    return [*given, 8, gelu, nibbles, dtype]
 
 
 def rates(times: dict[str, Time | str]) -> dict[str, Any]:

@@ -5,7 +5,9 @@ import torch
 from lanes import interpreted, silent
 
 from benchmarks.gpu.blocks import Block, Quantized, Simulated, Size, denoiser, quantized
-from benchmarks.gpu.layers import distance, expected
+from benchmarks.gpu.layers import arguments, distance, expected
+from benchmarks.gpu.tiles import AFTER
+from dither.gpu.products import Product
 from dither.kernels import gpu
 
 pytestmark = [interpreted, *silent]
@@ -35,3 +37,12 @@ def test_a_layer_is_what_it_is_held_against():
     call = block.qkv.inputs(x, block.qkv.bias, block.qkv.ways[0])
     assert distance(gpu.linear(call), expected(block.qkv, x)) < 1e-5
     assert distance(gpu.linear(call) * 1.02, expected(block.qkv, x)) > 1e-2
+
+
+@pytest.mark.parametrize("nibbles", [gpu.WHOLE, gpu.SIGNED])
+@pytest.mark.parametrize("after", AFTER.values(), ids=AFTER)
+def test_what_tiles_are_measured_with_is_a_product(after, nibbles):
+    given = arguments(9, 32, 64, nibbles, device="cpu", dtype=torch.float32, **after)
+    assert torch.ops.dither.int8_product(*given).shape == (9, 32)
+    names = {"gelu": "gelu", "gated": "residual+gate"}
+    assert Product.of(*given).epilogue == ("+".join(names[name] for name in after) or "plain")
