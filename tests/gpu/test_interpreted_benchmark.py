@@ -7,6 +7,7 @@ from lanes import interpreted, silent
 from benchmarks.gpu.blocks import Block, Quantized, Simulated, Size, denoiser, quantized
 from benchmarks.gpu.layers import arguments, distance, expected
 from benchmarks.gpu.tiles import AFTER
+from dither.gpu import SIGNED, WHOLE
 from dither.gpu.products import Product
 from dither.kernels import gpu
 
@@ -39,7 +40,7 @@ def test_a_layer_is_what_it_is_held_against():
     assert distance(gpu.linear(call) * 1.02, expected(block.qkv, x)) > 1e-2
 
 
-@pytest.mark.parametrize("nibbles", [gpu.WHOLE, gpu.SIGNED])
+@pytest.mark.parametrize("nibbles", [WHOLE, SIGNED])
 @pytest.mark.parametrize("after", AFTER.values(), ids=AFTER)
 def test_what_tiles_are_measured_with_is_a_product(after, nibbles):
     given = arguments(9, 32, 64, nibbles, device="cpu", dtype=torch.float32, **after)

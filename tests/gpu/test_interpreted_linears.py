@@ -11,7 +11,7 @@ from nn.test_feed_forward import WIDTH, Block
 
 from dither.errors import DitherError
 from dither.gpu import few_rows, int8_weight
-from dither.kernels import gpu, named
+from dither.kernels import gpu, gpu_weights, named
 from dither.kernels.table import Inputs
 from dither.nn import feed_forward as room
 from dither.nn import fuse
@@ -21,6 +21,7 @@ from dither.spec import PER_TENSOR, Act, Gaussian, Int, LinearSpec, Nested, Rota
 pytestmark = [interpreted, *silent]
 SPECS_OF_BOTH = {
     **BOTH,
+    "regions": BOTH["by time"],
     "by time": (LinearSpec(Int(8), Act(Int(8, False), True, 3)), LinearSpec(Int(4), Act(Int(8), True, 3))),
 }
 CPU = torch.device("cpu")
@@ -58,7 +59,7 @@ def test_every_weight(weight, act):
 def test_every_activation(weight, act):
     layer = held(spec_of(weight, ACTS[act]))
     if layer is None:
-        assert act == "a1" or "region" in act or "log2" in act or "small" in act
+        assert act == "a1" or "log2" in act or "small" in act
         return
     for x in (input_of(2, K), input_of(2, 5, K)):
         assert_close(layer(x), oracle(layer, x))
@@ -79,7 +80,7 @@ def test_few_rows_and_many_of_weights_alone(weight):
 @pytest.mark.parametrize("act", ["a8", "a8 asym", "a8 static"])
 def test_packed_nibbles(weight, act):
     layer = held(spec_of(weight, ACTS[act]), 40, 96)
-    assert (gpu._nibbles(layer.spec, layer.shape) != gpu.WHOLE) == (weight.group <= 0)
+    assert (gpu_weights.nibbles_of(layer.spec, layer.shape) != gpu.WHOLE) == (weight.group <= 0)
     x = input_of(2, 9, 96)
     assert_close(layer(x), oracle(layer, x))
 
@@ -129,8 +130,8 @@ def test_decoded_integers_are_those_that_are_stored(bits, symmetric, group, read
 def test_decoded_trellises_are_those_that_are_stored(fmt):
     shape = (24, 20)
     stored = encode(torch.randn(shape), fmt)
-    told = gpu.stored_as(fmt, shape).numbers()
-    table = gpu._table(fmt)
+    told = gpu_weights.stored_as(fmt, shape).numbers()
+    table = gpu_weights._table(fmt)
     assert torch.equal(int8_weight(stored["codes"], None, table, told), trellis_codes(stored, fmt, shape))
 
 
@@ -147,7 +148,7 @@ def test_codes_that_reach_into_three_bytes():
 
 def test_what_is_decoded_and_multiplied_must_fit():
     stored = encode(torch.randn(6, 24), Int(3, False))
-    told = gpu.stored_as(Int(3, False), (6, 24)).numbers()
+    told = gpu_weights.stored_as(Int(3, False), (6, 24)).numbers()
     with pytest.raises(DitherError, match=r"decoding a weight of 6 x 24 cannot run: codes is uint8 \(6, 8\)"):
         int8_weight(stored["codes"][:, :8], stored["zero"], None, told)
     with pytest.raises(DitherError, match=r"zero is uint8 \(6, 2\)"):
@@ -187,7 +188,7 @@ def test_graphs_are_whole_and_batches_may_change(spec):
 
 def test_the_operators_on_weights_are_good_ones():
     fmt, shape = Int(3, False, 8), (6, 24)
-    stored, told = encode(torch.randn(shape), fmt), gpu.stored_as(fmt, shape).numbers()
+    stored, told = encode(torch.randn(shape), fmt), gpu_weights.stored_as(fmt, shape).numbers()
     ops = torch.ops.dither
     torch.library.opcheck(ops.int8_weight.default, (stored["codes"], stored["zero"], None, told))
     given = (torch.randn(3, 24), stored["codes"], stored["scale"], stored["zero"], None, torch.randn(6), told)
@@ -216,6 +217,16 @@ def test_gate_and_residual_of_a_linear():
     torch.testing.assert_close(got, residual + gate[:, None] * layer(x))
 
 
+@pytest.mark.parametrize("tanh", [True, False])
+def test_gate_and_gelu_behind_two_regions(tanh):
+    layer, x = held(spec_of(Int(8, False), ACTS["a6 two regions static rows"])), input_of(2, 5, K)
+    call = layer.inputs(x, layer.bias, layer.ways[0])
+    gate, residual, between = torch.randn(2, N), torch.randn(2, 5, N), torch.rand(K) + 0.5
+    got = gpu.linear(call, gate, residual, between, after=1 if tanh else 2)
+    y = torch.nn.functional.gelu(layer(x * between), approximate="tanh" if tanh else "none")
+    torch.testing.assert_close(got, residual + gate[:, None] * y)
+
+
 @pytest.mark.parametrize("spec", [spec_of(Int(4, False), ACTS["a8 asym"]), spec_of(Int(4, False), None)], ids=str)
 def test_a_kernel_leaves_its_inputs_alone(spec):
     layer = held(spec)
@@ -230,7 +241,7 @@ def test_a_kernel_leaves_its_inputs_alone(spec):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("approximate", ["tanh", "none"])
-@pytest.mark.parametrize("name", ["int8", "zero points", "groups", "by time"])
+@pytest.mark.parametrize("name", ["int8", "zero points", "groups", "by time", "regions"])
 def test_feed_forward_in_two_products_is_its_modules_one_by_one(name, approximate, dtype, monkeypatch):
     """To the bit, whoever looks; and near what native code or torch makes of it."""
     one, two = SPECS_OF_BOTH[name]

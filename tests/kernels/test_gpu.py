@@ -18,12 +18,13 @@ CHOSEN = {
         (Int(8), Act(Int(8))), (Int(2, False), Act(Int(4, False))), (Int(8, group=PER_TENSOR), Act(Int(8), static=True)),
         (Nested(Int(8, group=8), 4), Act(Int(8))), (Int(8), Act(Int(8, group=8))), (Int(1), Act(Int(8))),
         (Gaussian(4, 256), Act(Int(8))), (Trellis(2, 8, 7, 6), Act(Int(8), static=True, rows=4)),
+        (Int(8), Act(TwoRegion(8, True))), (Int(4), Act(TwoRegion(8, True), static=True)),
     ],
     "triton_decode": [(Nested(Int(4), 3), None), (Int(4, group=8), None), (Gaussian(4, 256), None), (Int(1), None)],
     "dequantize": [(Codebook(2, 16), None), (None, None)],
     "reference": [
         (Int(8), Act(Int(1))), (Codebook(2, 16), Act(Int(8))), (None, Act(Int(8))), (Int(8), Act(Log2(8), static=True)),
-        (Int(8), Act(TwoRegion(8, True))), (Int(8), Act(TwoRegion(8), static=True)),
+        (Int(8), Act(TwoRegion(8), static=True)),
     ],
 }  # fmt: skip
 
