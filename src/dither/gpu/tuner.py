@@ -53,6 +53,7 @@ def cache_file() -> Path:
     return cache_folder().parent / "gpu" / "tiles.json"
 
 
+@lru_cache(maxsize=4096)
 def measured(key: Key) -> Tile | None:
     """The tile that was measured to be fastest; None where nothing was."""
     return _read(cache_file()).get(str(key))
@@ -77,6 +78,7 @@ def tune(key: Key, tiles: Iterable[Tile], seconds: Callable[[Tile], float]) -> T
 
 def forget() -> None:
     """Read the file anew at the next look."""
+    measured.cache_clear()
     _read.cache_clear()
 
 
