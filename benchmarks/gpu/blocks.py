@@ -7,14 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dither.kernels import named
-from dither.kernels.gpu import linear, modulated
+from dither.kernels.gpu import linear, modulated, modulated_feed_forward
 from dither.kernels.table import Inputs
 from dither.nn import QLinear, build
 from dither.numerics import encode, layout
 from dither.spec import Act, Int, LinearSpec, Trellis
 
 EPS = 1e-6
-TANH = 1
 PARTS = ("qkv", "proj", "fc1", "fc2")
 
 
@@ -74,8 +73,8 @@ class Quantized(nn.Module):
         shift, gain, gate, shift2, gain2, gate2 = self.ada(F.silu(c)).chunk(6, 1)
         h = attention(modulated(call(self.qkv, x), shift, gain, EPS), self.heads)
         x = linear(call(self.proj, h), gate, x)
-        h = modulated(call(self.fc1, x), shift2, gain2, EPS, after=TANH)
-        return linear(call(self.fc2, h), gate2, x)
+        both = call(self.fc1, x), call(self.fc2, x)  # the second one's x gives its rows alone
+        return modulated_feed_forward(*both, shift2, gain2, EPS, True, gate2, x)
 
 
 class Simulated(Block):

@@ -76,8 +76,8 @@ def arguments(
         None,
         bias,
     ]
-    given += [None, None, gate if gated else None, residual if gated else None, None, None]
-    return [*given, 8, gelu, nibbles, dtype]
+    given += [None, None, gate if gated else None, residual if gated else None]
+    return [*given, gelu, nibbles, dtype]
 
 
 def rates(times: dict[str, Time | str]) -> dict[str, Any]:

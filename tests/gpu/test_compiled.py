@@ -16,12 +16,13 @@ ARCHITECTURES = (80, 89, 90, 100, 120)
 ZERO = {"a_zero": "i32", "w_sum": "i32"}
 BOTH_ZEROS = {**ZERO, "w_zero": "i32", "a_sum": "i32"}
 GATE = {"gate": "bf16", "residual": "bf16"}
-CODES = {"out_scale": "fp32", "out_zero": "u8", "out": "i8"}
+CODES = {"marks": "fp32", "out_scale": "fp32", "out_zero": "u8", "out": "i8"}
 RANK = {"left": "bf16", "right": "bf16"}
 
 
 def product(name: str, tile: Tile, arch: int, epilogue: dict[str, str], **constants: Any) -> Any:
     """Code of a product of bfloat16 outputs; widths are multiples of 16, as those of models are."""
+    import triton.language as tl
     from assembly import compiled
 
     from dither.gpu.jit import gemm
@@ -29,7 +30,8 @@ def product(name: str, tile: Tile, arch: int, epilogue: dict[str, str], **consta
     pointers = {"a": "i8", "w": "i8", "out": "bf16", "a_scale": "fp32", "w_scale": "fp32", "bias": "bf16", **epilogue}
     numbers = {"M": "i32", "N": "i32!", "K": "i32!", "SPAN": "i32", "ACROSS": "i32!", "OUT_STRIDE": "i32"}
     fixed = {
-        "GELU": 0, "RANK": 32, "OUT_BITS": 8, "OUT_SYMMETRIC": False, "EVEN": True, "BM": tile.m, "BN": tile.n, "BK": tile.k,
+        "GELU": 0, "RANK": 32, "OUT_BITS": 8, "OUT_SYMMETRIC": False, "NARROW": tl.bfloat16, "EVEN": True,
+        "BM": tile.m, "BN": tile.n, "BK": tile.k,
         **constants,
     }  # fmt: skip
     if name == "multiply_nibbles":
@@ -65,13 +67,24 @@ def test_other_epilogues(more, gelu):
 
 def test_numbers_that_are_1_become_constants():
     """As the launcher makes them: one row, one output, one sample."""
+    import triton.language as tl
     from assembly import compiled
 
     from dither.gpu.jit.gemm import multiply
 
     pointers = {"a": "i8", "w": "i8", "out": "fp32", "a_scale": "fp32", "w_scale": "fp32", "bias": "fp32", **GATE}
     ones = dict.fromkeys(("M", "N", "K", "SPAN", "ACROSS", "OUT_STRIDE"), 1)
-    fixed = {"GELU": 0, "RANK": 16, "OUT_BITS": 8, "OUT_SYMMETRIC": True, "EVEN": False, "BM": 64, "BN": 64, "BK": 32}
+    fixed = {
+        "GELU": 0,
+        "RANK": 16,
+        "OUT_BITS": 8,
+        "OUT_SYMMETRIC": True,
+        "NARROW": tl.float32,
+        "EVEN": False,
+        "BM": 64,
+        "BN": 64,
+        "BK": 32,
+    }
     holds(compiled(multiply, pointers, {}, {**ones, **fixed}, 80, 4, 3), 80)
 
 

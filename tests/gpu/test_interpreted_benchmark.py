@@ -46,4 +46,6 @@ def test_what_tiles_are_measured_with_is_a_product(after, nibbles):
     given = arguments(9, 32, 64, nibbles, device="cpu", dtype=torch.float32, **after)
     assert torch.ops.dither.int8_product(*given).shape == (9, 32)
     names = {"gelu": "gelu", "gated": "residual+gate"}
-    assert Product.of(*given).epilogue == ("+".join(names[name] for name in after) or "plain")
+    assert Product.of(*given[:13], None, None, 8, *given[13:]).epilogue == (
+        "+".join(names[name] for name in after) or "plain"
+    )

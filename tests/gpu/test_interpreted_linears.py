@@ -22,6 +22,8 @@ pytestmark = [interpreted, *silent]
 SPECS_OF_BOTH = {
     **BOTH,
     "regions": BOTH["by time"],
+    "codes": (LinearSpec(Int(4, False), Act(Int(8, False))), LinearSpec(Int(8), Act(Int(8, False), True, 3))),
+    "symmetric codes": (LinearSpec(Int(8), Act(Int(8))), LinearSpec(Int(3, False), Act(Int(8), True))),
     "by time": (LinearSpec(Int(8), Act(Int(8, False), True, 3)), LinearSpec(Int(4), Act(Int(8), True, 3))),
 }
 CPU = torch.device("cpu")
@@ -241,7 +243,7 @@ def test_a_kernel_leaves_its_inputs_alone(spec):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("approximate", ["tanh", "none"])
-@pytest.mark.parametrize("name", ["int8", "zero points", "groups", "by time", "regions"])
+@pytest.mark.parametrize("name", ["int8", "zero points", "groups", "by time", "regions", "codes", "symmetric codes"])
 def test_feed_forward_in_two_products_is_its_modules_one_by_one(name, approximate, dtype, monkeypatch):
     """To the bit, whoever looks; and near what native code or torch makes of it."""
     one, two = SPECS_OF_BOTH[name]
@@ -261,6 +263,7 @@ def test_feed_forward_in_two_products_is_its_modules_one_by_one(name, approximat
         want = block(x)
         handle.remove()
     assert len(calls) == 1
+    assert gpu._may_chain(calls[0][1]) == name.endswith("codes")
     assert got.dtype == dtype
     assert torch.equal(got, want)
     assert float((got.float() - plain).norm() / plain.norm()) < 3e-2

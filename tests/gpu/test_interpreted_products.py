@@ -15,13 +15,18 @@ from dither.spec import Int
 pytestmark = [interpreted, *silent]
 NAMES = (
     "a", "a_scale", "a_zero", "a_sum", "w", "w_scale", "w_zero", "w_sum", "bias", "left", "right", "gate", "residual",
-    "out_scale", "out_zero", "out_bits", "gelu", "nibbles", "dtype",
+    "gelu", "nibbles", "dtype",
 )  # fmt: skip
+OF_CODES = (*NAMES[:9], "out_scale", "out_zero", "out_bits", *NAMES[-3:])
+REST = {"out_bits": 8, "gelu": 0, "nibbles": WHOLE, "dtype": torch.float32}
 
 
 def product(given):
-    rest = {"out_bits": 8, "gelu": 0, "nibbles": WHOLE, "dtype": torch.float32}
-    return torch.ops.dither.int8_product(*({**rest, **given}.get(name) for name in NAMES))
+    return torch.ops.dither.int8_product(*({**REST, **given}.get(name) for name in NAMES))
+
+
+def product_codes(given):
+    return torch.ops.dither.int8_product_codes(*({**REST, **given}.get(name) for name in OF_CODES))
 
 
 def operands(m, n, k, zeros=(False, False), groups=(1, 1), seed=0):
@@ -119,8 +124,14 @@ def test_codes_of_the_output(grid, each):
     given, want = operands(20, 60, 96)
     scale = torch.rand(20 if each else 1, 1) * 0.01 + 0.01
     zero = None if grid.symmetric else torch.randint(0, 1 << grid.bits, scale.shape, dtype=torch.uint8)
-    got = product(given | {"gelu": 1, "out_scale": scale, "out_zero": zero, "out_bits": grid.bits})
+    given |= {"gelu": 1, "out_scale": scale, "out_zero": zero, "out_bits": grid.bits}
+    got, scales = product_codes(given)
     assert got.dtype == torch.int8
+    assert torch.equal(scales, scale.expand(20, 1))
+    given["a_scale"][3] = torch.nan  # as rows are marked whose inputs are not finite
+    again, scales = product_codes(given)
+    assert scales.isnan().flatten().nonzero().tolist() == [[3]]
+    assert torch.equal(again[4:], got[4:])
     y = F.gelu(want, approximate="tanh").float()
     codes = to_codes(y, scale.expand(20, 1), None if zero is None else zero.expand(20, 1), grid).int()
     difference = got - (codes - (128 if grid.bits == 8 and not grid.symmetric else 0))
@@ -157,7 +168,7 @@ def test_the_operator_is_a_good_one():
     given |= {"out_bits": 8, "gelu": 1, "nibbles": WHOLE, "dtype": torch.float16, "bias": torch.ones(8)}
     torch.library.opcheck(torch.ops.dither.int8_product.default, tuple(given.get(name) for name in NAMES))
     given |= {"out_scale": torch.ones(1, 1)}
-    torch.library.opcheck(torch.ops.dither.int8_product.default, tuple(given.get(name) for name in NAMES))
+    torch.library.opcheck(torch.ops.dither.int8_product_codes.default, tuple(given.get(name) for name in OF_CODES))
 
 
 WRONG = {
@@ -174,7 +185,7 @@ WRONG = {
     "gate": torch.ones(4, 8),
     "residual": torch.ones(6, 7),
     "out_scale": torch.ones(2, 1),
-    "out_zero": torch.ones(1, 1, dtype=torch.uint8),
+    "out_zero": torch.ones(1, 2, dtype=torch.uint8),
     "dtype": torch.float64,
 }
 
@@ -184,8 +195,10 @@ def test_what_does_not_fit_is_refused_before_it_is_read(name):
     given, _ = operands(6, 8, 32, (True, True))
     wrong = WRONG[name]
     extra = {"right": torch.ones(8, 17)} if name == "left" else {}
+    run = product_codes if name.startswith("out_") else product
+    out = {"out_scale": torch.ones(1, 1)} if name == "out_zero" else {}
     with pytest.raises(DitherError, match=f"a linear of 8 x 32 and 6 rows cannot run: {name} is "):
-        product(given | extra | {name: wrong})
+        run(given | extra | out | {name: wrong})
 
 
 def test_tiles_follow_the_epilogue():
@@ -193,8 +206,8 @@ def test_tiles_follow_the_epilogue():
     from dither.gpu.tiles import DEFAULTS, GROUPED
 
     def of(given):
-        rest = {"out_bits": 8, "gelu": 0, "nibbles": WHOLE, "dtype": torch.float32}
-        return Product.of(*({**rest, **given}.get(name) for name in NAMES))
+        told = {**REST, **given}
+        return Product.of(*(told.get(name) for name in (*NAMES[:13], "out_scale", "out_zero", "out_bits", *NAMES[13:])))
 
     plain, both = operands(6, 8, 32)[0], operands(6, 8, 32, (True, True))[0]
     assert of(plain).tiles == DEFAULTS
@@ -214,12 +227,11 @@ def test_measured_tiles_are_taken(tmp_path, monkeypatch):
     monkeypatch.setenv("DITHER_CACHE", str(tmp_path))
     tuner.forget()
     given, want = operands(37, 40, 96)
-    rest = {"out_bits": 8, "gelu": 0, "nibbles": WHOLE, "dtype": torch.float32}
-    arguments = [{**rest, **given}.get(name) for name in NAMES]
+    arguments = [{**REST, **given}.get(name) for name in NAMES]
     started = []
     start = products.Product.start
     monkeypatch.setattr(products.Product, "start", lambda self, tile: (started.append(tile), start(self, tile)))
-    key = products.Product.of(*arguments).key
+    key = products.Product.of(*arguments[:13], None, None, 8, *arguments[13:]).key
     assert (key.rows, key.n, key.k, key.epilogue) == (64, 40, 96, "plain")
     tuner.tune(key, [Tile(16, 32, 32, 4, 1)], lambda tile: 1.0)
     close(torch.ops.dither.int8_product(*arguments), want)

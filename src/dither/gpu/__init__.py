@@ -5,7 +5,7 @@ Importing this needs no Triton, and starts nothing.
 
 from dither.gpu.inputs import int8_modulated, int8_rotated, int8_rows
 from dither.gpu.machine import can_run, is_interpreted
-from dither.gpu.products import SIGNED, UNSIGNED, WHOLE, int8_product
+from dither.gpu.products import SIGNED, UNSIGNED, WHOLE, int8_product, int8_product_codes
 from dither.gpu.weights import INTEGERS, MOST_ROWS, TRELLIS, WORDS, Stored, few_rows, int8_weight
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "few_rows",
     "int8_modulated",
     "int8_product",
+    "int8_product_codes",
     "int8_rotated",
     "int8_rows",
     "int8_weight",

@@ -13,7 +13,7 @@ from dither.gpu.machine import processors, triton_version
 from dither.gpu.tiles import DEFAULTS, GROUPED, NIBBLES, Tile, block, default_tile
 from dither.gpu.tuner import Key, measured
 
-__all__ = ["SIGNED", "UNSIGNED", "WHOLE", "Product", "int8_product"]
+__all__ = ["SIGNED", "UNSIGNED", "WHOLE", "Product", "int8_product", "int8_product_codes"]
 
 WHOLE, SIGNED, UNSIGNED = range(3)
 """How the weight comes: int8, or nibbles of either sort."""
@@ -33,16 +33,13 @@ def int8_product(
     right: Tensor | None,
     gate: Tensor | None,
     residual: Tensor | None,
-    out_scale: Tensor | None,
-    out_zero: Tensor | None,
-    out_bits: int,
     gelu: int,
     nibbles: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """(M, N) of ``dtype``, or int8 codes where ``out_scale`` is given.
+    """(M, N) of ``dtype``.
 
-        y = a w^T, corrected and scaled, + bias + left right^T;    y = GELU(y);    y = residual + gate * y;    codes of y
+        y = a w^T, corrected and scaled, + bias + left right^T;    y = GELU(y);    y = residual + gate * y
 
     Args:
         a: int8 (M, K); for nibbles its even columns first.
@@ -53,8 +50,6 @@ def int8_product(
         left, right: a low-rank branch, (M, R) and (N, R) of one dtype, R 16, 32, 64 or 128.
         gate: (B, N), a row for each M / B rows of y, elements of a row next to each other.
         residual: (M, N).
-        out_scale, out_zero: static ranges of codes, float32 and uint8 (1 or M, 1); without zero points they are symmetric.
-        out_bits: of these codes.
         gelu: 0 none, 1 by tanh, 2 by erf.
         nibbles: ``WHOLE``, ``SIGNED`` or ``UNSIGNED``.
         dtype: float32, float16 or bfloat16.
@@ -65,11 +60,48 @@ def int8_product(
         DitherError: tensors that do not fit each other.
     """
     product = Product.of(
-        a, a_scale, a_zero, a_sum, w, w_scale, w_zero, w_sum, bias, left, right, gate, residual, out_scale, out_zero,
-        out_bits, gelu, nibbles, dtype,
+        a, a_scale, a_zero, a_sum, w, w_scale, w_zero, w_sum, bias, left, right, gate, residual, None, None, 8, gelu, nibbles,
+        dtype,
     )  # fmt: skip
     product.start(measured(product.key) or product.tiles[0])
     return product.out
+
+
+def int8_product_codes(
+    a: Tensor,
+    a_scale: Tensor,
+    a_zero: Tensor | None,
+    a_sum: Tensor | None,
+    w: Tensor,
+    w_scale: Tensor,
+    w_zero: Tensor | None,
+    w_sum: Tensor | None,
+    bias: Tensor | None,
+    out_scale: Tensor,
+    out_zero: Tensor | None,
+    out_bits: int,
+    gelu: int,
+    nibbles: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Codes (M, N) int8 of what ``int8_product`` gives, and their scales (M, 1) float32, NaN where a row is not finite.
+
+    Args:
+        out_scale, out_zero: static ranges, float32 and uint8 (1 or M, 1); without zero points they are symmetric.
+        out_bits: of these codes; unsigned ones of 8 bits are moved by -128.
+        dtype: that values are rounded to before.
+        others: as of ``int8_product``.
+
+    Raises:
+        DitherError: tensors that do not fit each other.
+    """
+    product = Product.of(
+        a, a_scale, a_zero, a_sum, w, w_scale, w_zero, w_sum, bias, None, None, None, None, out_scale, out_zero, out_bits,
+        gelu, nibbles, dtype,
+    )  # fmt: skip
+    product.start(measured(product.key) or product.tiles[0])
+    marks: Tensor = product.arguments["marks"]
+    return product.out, marks
 
 
 @dataclass(frozen=True)
@@ -113,7 +145,9 @@ class Product:
         nibbles: int,
         dtype: torch.dtype,
     ) -> "Product":
-        """Of the arguments of ``int8_product``, which are looked at."""
+        """Of the arguments of ``int8_product`` and ``int8_product_codes``, which are looked at."""
+        import triton.language as tl
+
         from dither.gpu.jit.gemm import multiply, multiply_groups, multiply_nibbles
 
         (m, k), n = a.shape, w.shape[0]
@@ -129,13 +163,15 @@ class Product:
                 "out_zero": out_zero,
             }  # fmt: skip
             ready: dict[str, Any] = {name: None if t is None else t.contiguous() for name, t in tensors.items()}
+            marks = None if out_scale is None else out_scale.expand(m, 1).clone()
         names = [name for name in ("a_zero", "w_zero", "left", "residual", "out_scale") if ready[name] is not None]
         epilogue = "+".join(names + ["gate"] * (gate is not None) + ["gelu"] * bool(gelu)) or "plain"
         ready |= {
             "out": out, "gate": gate, "M": m, "N": n, "K": k, "SPAN": 1 if gate is None else m // len(gate), "GELU": gelu,
             "ACROSS": 0 if gate is None else gate.stride(0), "RANK": 16 if left is None else left.shape[1],
             "OUT_STRIDE": 0 if out_scale is None or len(out_scale) == 1 else 1, "OUT_BITS": out_bits,
-            "OUT_SYMMETRIC": out_zero is None,
+            "OUT_SYMMETRIC": out_zero is None, "marks": marks,
+            "NARROW": {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}[dtype],
         }  # fmt: skip
         if nibbles != WHOLE:
             return cls(multiply_nibbles, out, k // 2, ready | {"UNSIGNED": nibbles == UNSIGNED}, epilogue)
@@ -250,16 +286,29 @@ def _check_epilogue(
 
 
 def _fake(a: Tensor, *rest: object) -> Tensor:
-    w, out_scale, dtype = rest[3], rest[12], rest[17]
+    w, dtype = rest[3], rest[-1]
     assert isinstance(w, Tensor)
     assert isinstance(dtype, torch.dtype)
-    return a.new_empty((a.shape[0], w.shape[0]), dtype=dtype if out_scale is None else torch.int8)
+    return a.new_empty((a.shape[0], w.shape[0]), dtype=dtype)
 
 
+def _fake_codes(a: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+    codes = _fake(a, *rest[:-1], torch.int8)
+    return codes, a.new_empty((a.shape[0], 1), dtype=torch.float32)
+
+
+_BOTH = (
+    "Tensor a, Tensor a_scale, Tensor? a_zero, Tensor? a_sum, Tensor w, Tensor w_scale, Tensor? w_zero, Tensor? w_sum"
+)
 operator(
-    "int8_product(Tensor a, Tensor a_scale, Tensor? a_zero, Tensor? a_sum, Tensor w, Tensor w_scale, Tensor? w_zero, "
-    "Tensor? w_sum, Tensor? bias, Tensor? left, Tensor? right, Tensor? gate, Tensor? residual, Tensor? out_scale, "
-    "Tensor? out_zero, int out_bits, int gelu, int nibbles, ScalarType dtype) -> Tensor",
+    f"int8_product({_BOTH}, Tensor? bias, Tensor? left, Tensor? right, Tensor? gate, Tensor? residual, int gelu, "
+    "int nibbles, ScalarType dtype) -> Tensor",
     int8_product,
     _fake,
+)
+operator(
+    f"int8_product_codes({_BOTH}, Tensor? bias, Tensor out_scale, Tensor? out_zero, int out_bits, int gelu, int nibbles, "
+    "ScalarType dtype) -> (Tensor, Tensor)",
+    int8_product_codes,
+    _fake_codes,
 )

@@ -28,7 +28,7 @@ class Tile:
 
 DEFAULTS = (Tile(128, 128, 128, 8, 3), Tile(64, 128, 128, 4, 3), Tile(64, 64, 128, 4, 4))
 NIBBLES = (Tile(128, 128, 64, 8, 3), Tile(64, 128, 64, 4, 3), Tile(64, 64, 64, 4, 4))
-GROUPED = (Tile(64, 128, 128, 8, 3), Tile(64, 64, 128, 4, 3))
+GROUPED = (Tile(64, 128, 64, 8, 3), Tile(64, 64, 128, 8, 3))
 """Of each kernel, from large to small."""
 
 

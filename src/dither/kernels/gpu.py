@@ -22,7 +22,7 @@ from dither.kernels.table import Inputs, Kernel, Shape, rows_of
 from dither.numerics import dynamic_table, groups
 from dither.spec import PER_TENSOR, Gaussian, Grid, Int, LinearSpec, Nested, Trellis, TwoRegion
 
-__all__ = ["TRITON_DECODE", "TRITON_INT8", "feed_forward", "linear", "modulated"]
+__all__ = ["TRITON_DECODE", "TRITON_INT8", "feed_forward", "linear", "modulated", "modulated_feed_forward"]
 
 _MOST_INPUTS = 1 << 15  # a row fits one program, and sums fit 32 bits
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -87,12 +87,18 @@ def linear(
     """
     if call.spec.act is not None and isinstance(call.spec.act.grid, TwoRegion):
         return _two_regions(call, call.spec.act.grid, gate, residual, between, after)
+    dtype = call.x.dtype if call.x.dtype in _DTYPES else torch.float32
+    return _multiply(_codes(call, between), call, dtype, gate, residual, after).to(call.x.dtype)
+
+
+def _codes(call: Inputs, between: Tensor | None = None) -> Rows:
+    """Of inputs, as they are or times a scale of columns."""
     x, grid, found = _ranges(call)
     many, (halves, sums) = groups(call.shape[1], grid.group), _wanted(call)
-    rows = torch.ops.dither.int8_rows(
+    rows: Rows = torch.ops.dither.int8_rows(
         x, found.get("scale"), found.get("zero"), between, grid.bits, grid.symmetric, many, 0, halves, sums
     )
-    return _multiply(rows, call, x.dtype, gate, residual, after).to(call.x.dtype)
+    return rows
 
 
 def modulated(call: Inputs, shift: Tensor, gain: Tensor, eps: float, after: int = 0) -> Tensor:
@@ -153,14 +159,19 @@ def _multiply(
     rows: Rows, call: Inputs, dtype: torch.dtype, gate: Tensor | None, residual: Tensor | None, after: int
 ) -> Tensor:
     """What is left behind the codes of inputs, (..., N) of ``dtype``."""
-    a, scale, zero, sums = rows
-    n, ready = call.shape[0], call.prepared
-    y: Tensor = torch.ops.dither.int8_product(
-        a, scale, zero if "sums" in ready else None, _segment_sums(a, sums, call), _weight(call), ready["scale"],
-        ready.get("moved"), ready.get("sums"), _bias(call), None, None, gate,
-        None if residual is None else residual.reshape(-1, n), None, None, 8, after, nibbles_of(call.spec, call.shape), dtype,
-    )  # fmt: skip
+    n = call.shape[0]
+    flat = None if residual is None else residual.reshape(-1, n)
+    nibbles = nibbles_of(call.spec, call.shape)
+    y: Tensor = torch.ops.dither.int8_product(*_operands(rows, call), None, None, gate, flat, after, nibbles, dtype)
     return y.view(*call.x.shape[:-1], n)
+
+
+def _operands(rows: Rows, call: Inputs) -> tuple[Tensor | None, ...]:
+    """What products take first: both sides, and the bias."""
+    a, scale, zero, sums = rows
+    ready = call.prepared
+    inputs = (a, scale, zero if "sums" in ready else None, _segment_sums(a, sums, call))
+    return (*inputs, _weight(call), ready["scale"], ready.get("moved"), ready.get("sums"), _bias(call))
 
 
 def feed_forward(first: Inputs, second: Inputs, between: Tensor | None, tanh: bool) -> Tensor:
@@ -172,8 +183,65 @@ def feed_forward(first: Inputs, second: Inputs, between: Tensor | None, tanh: bo
         between: what activations (H) are multiplied by, or None.
         tanh: GELU is the approximation by tanh.
     """
-    hidden = linear(first, after=1 if tanh else 2)
-    return linear(replace(second, x=hidden), between=between)
+    after = 1 if tanh else 2
+    if isinstance(first.spec.act and first.spec.act.grid, TwoRegion):
+        return linear(replace(second, x=linear(first, after=after)), between=between)
+    return _both(_codes(first), first, second, between, after, None, None)
+
+
+def modulated_feed_forward(
+    first: Inputs, second: Inputs, shift: Tensor, gain: Tensor, eps: float, tanh: bool, gate: Tensor, residual: Tensor
+) -> Tensor:
+    """``residual + gate * feed_forward(LayerNorm(x) (1 + gain) + shift)``; arguments as of these and of ``linear``."""
+    x, grid, found = _ranges(first)
+    rows = torch.ops.dither.int8_modulated(
+        x, shift, gain, found.get("scale"), found.get("zero"), eps, grid.bits, grid.symmetric, *_wanted(first)
+    )
+    return _both(rows, first, second, None, 1 if tanh else 2, gate, residual)
+
+
+def _both(
+    rows: Rows,
+    first: Inputs,
+    second: Inputs,
+    between: Tensor | None,
+    after: int,
+    gate: Tensor | None,
+    residual: Tensor | None,
+) -> Tensor:
+    """Two linears and what is between them, from the first one's codes."""
+    if between is None and _may_chain(second):
+        return _chained(rows, first, second, after, gate, residual)
+    dtype = first.x.dtype if first.x.dtype in _DTYPES else torch.float32
+    hidden = _multiply(rows, first, dtype, None, None, after)
+    return linear(replace(second, x=hidden), gate, residual, between)
+
+
+def _may_chain(second: Inputs) -> bool:
+    """Whether the second one's codes can be all that is written of the first one's output: one static range a row."""
+    assert second.spec.act is not None  # see _fits
+    grid = second.spec.act.grid
+    whole = nibbles_of(second.spec, second.shape) == WHOLE and "moved" not in second.prepared
+    return whole and isinstance(grid, Int) and grid.group <= 0 and second.table is not None
+
+
+def _chained(
+    rows: Rows, first: Inputs, second: Inputs, after: int, gate: Tensor | None, residual: Tensor | None
+) -> Tensor:
+    """``_both`` by codes alone, of the same bits."""
+    assert second.spec.act is not None
+    grid, table = second.spec.act.grid, second.table
+    assert isinstance(grid, Int)
+    assert table is not None
+    x = first.x
+    scale = rows_of(table["scale"], x)
+    zero = None if grid.symmetric else rows_of(table["zero"], x)
+    codes, scales = torch.ops.dither.int8_product_codes(
+        *_operands(rows, first), scale, zero, grid.bits, after, nibbles_of(first.spec, first.shape), x.dtype
+    )
+    moved = 128 if grid.bits == 8 else 0
+    zeros = x.new_empty(0) if zero is None else (zero.to(torch.int32) - moved).expand(len(codes), 1)
+    return _multiply((codes, scales, zeros, x.new_empty(0)), second, x.dtype, gate, residual, 0)
 
 
 def _segment_sums(a: Tensor, sums: Tensor, call: Inputs) -> Tensor | None:

@@ -40,10 +40,14 @@ def corrected(acc, za, wsum, zw, asum, COUNT):
 
 @triton.jit
 def finish(
-    y, out, bias, left, right, gate, residual, out_scale, out_zero, m, n, mask_m, mask_n, N, SPAN, ACROSS, OUT_STRIDE,
+    y, out, bias, left, right, gate, residual, out_scale, out_zero, marks, m, n, mask_m, mask_n, N, SPAN, ACROSS, OUT_STRIDE,
     GELU: tl.constexpr, RANK: tl.constexpr, OUT_BITS: tl.constexpr, OUT_SYMMETRIC: tl.constexpr,
+    NARROW: tl.constexpr,
 ):  # fmt: skip
-    """Everything behind the scales, of a tile y (m, n) float32, and the store."""
+    """Everything behind the scales, of a tile y (m, n) float32, and the store.
+
+    Codes of the output are those of values rounded to NARROW. A row with values that are not finite gets the mark NaN.
+    """
     mask = mask_m[:, None] & mask_n[None, :]
     if bias is not None:
         y += tl.load(bias + n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
@@ -54,8 +58,7 @@ def finish(
         y = tl.dot(a, b, y, input_precision="ieee")
     at = m.to(tl.int64)[:, None] * N + n[None, :]
     if GELU != 0:
-        if out_scale is None:  # as the linear alone would have given it
-            y = y.to(out.dtype.element_ty).to(tl.float32)
+        y = y.to(NARROW).to(tl.float32)  # as the linear alone would have given it
         y = gelu_tanh(y) if GELU == 1 else gelu_erf(y)
     if gate is not None:
         sample = (m // SPAN).to(tl.int64)[:, None] * ACROSS + n[None, :]
@@ -63,6 +66,9 @@ def finish(
     if residual is not None:
         y = y + tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
     if out_scale is not None:
+        y = y.to(NARROW).to(tl.float32)
+        bad = tl.max(tl.where(mask & (tl.abs(y) < float("inf")), 0, mask.to(tl.int32)), 1)
+        tl.store(marks + m, tl.full(m.shape, float("nan"), tl.float32), mask=mask_m & (bad > 0))
         s = tl.load(out_scale + m * OUT_STRIDE, mask=mask_m, other=0.0)
         z = tl.zeros_like(s)
         if out_zero is not None:
@@ -70,7 +76,7 @@ def finish(
         q = codes_of(y, s[:, None], z[:, None], OUT_BITS, OUT_SYMMETRIC)
         tl.store(out + at, as_int8(q, OUT_BITS, OUT_SYMMETRIC), mask=mask)
     else:
-        tl.store(out + at, y.to(out.dtype.element_ty), mask=mask)
+        tl.store(out + at, y.to(NARROW), mask=mask)
 
 
 @triton.jit
@@ -97,8 +103,9 @@ def scaled(
 @triton.jit
 def multiply(
     a, w, out, a_scale, a_zero, a_sum, w_scale, w_zero, w_sum, bias, left, right, gate, residual, out_scale, out_zero,
-    M, N, K, SPAN, ACROSS, OUT_STRIDE,
-    GELU: tl.constexpr, RANK: tl.constexpr, OUT_BITS: tl.constexpr, OUT_SYMMETRIC: tl.constexpr, EVEN: tl.constexpr,
+    marks, M, N, K, SPAN, ACROSS, OUT_STRIDE,
+    GELU: tl.constexpr, RANK: tl.constexpr, OUT_BITS: tl.constexpr, OUT_SYMMETRIC: tl.constexpr, NARROW: tl.constexpr,
+    EVEN: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """One tile (BM, BN); one scale a row on either side."""
@@ -123,16 +130,17 @@ def multiply(
         acc, a_scale, a_zero, a_sum, w_scale, w_zero, w_sum, m, n, mask_m, mask_n, 1, 1, 1, 0, 0, 0, N, K
     )  # fmt: skip
     finish(
-        y, out, bias, left, right, gate, residual, out_scale, out_zero, m, n, mask_m, mask_n, N, SPAN, ACROSS, OUT_STRIDE,
-        GELU, RANK, OUT_BITS, OUT_SYMMETRIC,
+        y, out, bias, left, right, gate, residual, out_scale, out_zero, marks, m, n, mask_m, mask_n, N, SPAN, ACROSS,
+        OUT_STRIDE, GELU, RANK, OUT_BITS, OUT_SYMMETRIC, NARROW,
     )  # fmt: skip
 
 
 @triton.jit
 def multiply_nibbles(
     a, w, out, a_scale, a_zero, a_sum, w_scale, w_zero, w_sum, bias, left, right, gate, residual, out_scale, out_zero,
-    M, N, K, SPAN, ACROSS, OUT_STRIDE,
-    GELU: tl.constexpr, RANK: tl.constexpr, OUT_BITS: tl.constexpr, OUT_SYMMETRIC: tl.constexpr, EVEN: tl.constexpr,
+    marks, M, N, K, SPAN, ACROSS, OUT_STRIDE,
+    GELU: tl.constexpr, RANK: tl.constexpr, OUT_BITS: tl.constexpr, OUT_SYMMETRIC: tl.constexpr, NARROW: tl.constexpr,
+    EVEN: tl.constexpr,
     UNSIGNED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """The same with 4-bit weights (N, K / 2), two columns a byte, that are never unpacked.
@@ -170,16 +178,17 @@ def multiply_nibbles(
         acc, a_scale, a_zero, a_sum, w_scale, w_zero, w_sum, m, n, mask_m, mask_n, 1, 1, 1, 0, 0, 0, N, K
     )  # fmt: skip
     finish(
-        y, out, bias, left, right, gate, residual, out_scale, out_zero, m, n, mask_m, mask_n, N, SPAN, ACROSS, OUT_STRIDE,
-        GELU, RANK, OUT_BITS, OUT_SYMMETRIC,
+        y, out, bias, left, right, gate, residual, out_scale, out_zero, marks, m, n, mask_m, mask_n, N, SPAN, ACROSS,
+        OUT_STRIDE, GELU, RANK, OUT_BITS, OUT_SYMMETRIC, NARROW,
     )  # fmt: skip
 
 
 @triton.jit
 def multiply_groups(
     a, w, out, a_scale, a_zero, a_sum, w_scale, w_zero, w_sum, bias, left, right, gate, residual, out_scale, out_zero,
-    M, N, K, SPAN, ACROSS, OUT_STRIDE, SEGMENTS, SIZE, A_GROUPS, W_GROUPS,
-    GELU: tl.constexpr, RANK: tl.constexpr, OUT_BITS: tl.constexpr, OUT_SYMMETRIC: tl.constexpr, EVEN: tl.constexpr,
+    marks, M, N, K, SPAN, ACROSS, OUT_STRIDE, SEGMENTS, SIZE, A_GROUPS, W_GROUPS,
+    GELU: tl.constexpr, RANK: tl.constexpr, OUT_BITS: tl.constexpr, OUT_SYMMETRIC: tl.constexpr, NARROW: tl.constexpr,
+    EVEN: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """The same with groups of columns on either side: SEGMENTS runs of SIZE columns lie in one group each."""
@@ -206,6 +215,6 @@ def multiply_groups(
             s * A_GROUPS // SEGMENTS, s * W_GROUPS // SEGMENTS, s, N, SIZE,
         )  # fmt: skip
     finish(
-        y, out, bias, left, right, gate, residual, out_scale, out_zero, m, n, mask_m, mask_n, N, SPAN, ACROSS, OUT_STRIDE,
-        GELU, RANK, OUT_BITS, OUT_SYMMETRIC,
+        y, out, bias, left, right, gate, residual, out_scale, out_zero, marks, m, n, mask_m, mask_n, N, SPAN, ACROSS,
+        OUT_STRIDE, GELU, RANK, OUT_BITS, OUT_SYMMETRIC, NARROW,
     )  # fmt: skip
