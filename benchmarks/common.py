@@ -84,6 +84,33 @@ def _status(field: str) -> int:
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{field}:")))
 
 
+@dataclass(frozen=True)
+class Resident:
+    """Bytes of this process that are in memory.
+
+    Args:
+        rss: all of them.
+        anonymous: its own.
+        file: pages of mapped files, which the system can drop and read again, and share between processes.
+        pss: as ``rss``, but pages that other processes have too count as this process's part of them.
+        peak: most that ``rss`` has been.
+    """
+
+    rss: int
+    anonymous: int
+    file: int
+    pss: int
+    peak: int
+
+
+def resident() -> Resident:
+    """Of this process now, by Linux's own count."""
+    lines = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()[1:]
+    kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    rss, anonymous = 1024 * kib["Rss"], 1024 * kib["Anonymous"]
+    return Resident(rss, anonymous, rss - anonymous, 1024 * kib["Pss"], peak_memory())
+
+
 def bytes_in(folder: Path) -> int:
     """Of all files in a folder."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -123,16 +150,17 @@ def by_turns(
         rounds: how often each is timed, after one warm-up.
         at_least: seconds that one timing should take; short calls are repeated within it.
     """
-    repeats = {name: max(1, round(at_least / max(_once(call, 1), 1e-6))) for name, call in candidates.items()}
+    repeats = {name: max(1, round(at_least / max(seconds_of(call), 1e-6))) for name, call in candidates.items()}
     times: dict[str, list[float]] = {name: [] for name in candidates}
     names = list(candidates)
     for i in range(rounds):
         for name in names if i % 2 == 0 else reversed(names):
-            times[name].append(_once(candidates[name], repeats[name]))
+            times[name].append(seconds_of(candidates[name], repeats[name]))
     return times
 
 
-def _once(call: Callable[[], object], repeats: int) -> float:
+def seconds_of(call: Callable[[], object], repeats: int = 1) -> float:
+    """Mean of some calls in a row."""
     started = time.perf_counter()
     for _ in range(repeats):
         call()

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import evaluation_tables, low_bit_tables, q_dit_tables, tq_dit_tables, vidit_q_tables
-from benchmarks.markdown import Result, above_all_others, distance_of, floors, psnr_of, ratio, result, table
+from benchmarks.cpu import tables as cpu_tables
+from benchmarks.markdown import Result, above_all_others, distance_of, floors, psnr_of, result, table
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "docs/*.md", "benchmarks/*.md")
@@ -117,20 +118,6 @@ def switches(data: Result) -> str:
     return table(header, lines) + "\n" + explained(data)
 
 
-def speed() -> str:
-    """Ratios of time within a round."""
-    data = result("speed")
-    ways = list(data["rows"][0]["times_faster_than_float32"])
-    lines = []
-    for row in data["rows"]:
-        full = row["times_faster_than_float32"]
-        lines.append([row["case"], str(row["threads"]), *(ratio(full[way]) for way in ways)])
-    return table(["", "threads", *ways], lines) + (
-        f"\nTimes faster than float32, median [quartiles]: {data['method']}. Baselines: {data['baselines']}. "
-        f"{data['cpu']}, {data['instructions']}, torch {data['versions']['torch']}.\n"
-    )
-
-
 def xl(name: str) -> str:
     """Minutes, memory and bytes at full size."""
     data = result(name)
@@ -172,7 +159,6 @@ def against(part: Mapping[str, Any]) -> str:
 TABLES: Mapping[str, Callable[[], str]] = {
     "quality": lambda: quality(result("quality")),
     "switches": lambda: switches(result("quality")),
-    "speed": speed,
     "xl": lambda: xl("xl"),
     "xl-vidit-q": lambda: xl("xl_vidit_q"),
     "xl-gptq": lambda: xl("xl_gptq"),
@@ -182,6 +168,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     **q_dit_tables.TABLES,
     **tq_dit_tables.TABLES,
     **low_bit_tables.TABLES,
+    **cpu_tables.TABLES,
 }
 
 

@@ -46,6 +46,7 @@ LEVELS = (950, 650, 350, 50)
 
 CLASSES: dict[str, tuple[Any, dict[str, Any]]] = {
     "diffusers": (DiTTransformer2DModel, CONFIG),
+    "copies": (DiTTransformer2DModel, CONFIG),
     "half": (DiTTransformer2DModel, CONFIG),
     "pixart": (PixArtTransformer2DModel, PIXART),
 }
@@ -55,16 +56,17 @@ CLASSES: dict[str, tuple[Any, dict[str, Any]]] = {
 def make(layout: str, target: Path, blocks: int) -> dict[str, Any]:
     """Writes random weights; no layer is zero, as adaLN-Zero's start would be. Returns the parameter count.
 
-    Those of ``half`` are float16, and its blocks have copies of one embedder, as converted checkpoints have.
+    In ``copies`` and ``half`` all blocks have copies of one embedder, as converted checkpoints have; ``half`` is float16.
     """
     torch.manual_seed(0)
     if layout in CLASSES:
         kind, config = CLASSES[layout]
         model = kind(**{**config, "num_layers": blocks})
-        if layout == "half":
+        if layout in ("copies", "half"):
             first = model.transformer_blocks[0].norm1.emb.state_dict()
             for block in model.transformer_blocks:
                 block.norm1.emb.load_state_dict(first)
+        if layout == "half":
             model = model.half()
         model.save_pretrained(target)
         return {"parameters": sum(p.numel() for p in model.parameters())}
@@ -114,7 +116,7 @@ def answer(model: Any, level: int) -> Tensor:
     """What the model says to a pair of random latents (2, C, H, W) at this timestep."""
     make = torch.Generator().manual_seed(level)
     config = model.config
-    x = torch.randn(2, config.in_channels, config.sample_size, config.sample_size, generator=make)
+    x = torch.randn(2, config.in_channels, config.sample_size, config.sample_size, generator=make).to(model.dtype)
     given: dict[str, Any] = {"timestep": torch.tensor([level, level]), "return_dict": False}
     if isinstance(model, PixArtTransformer2DModel):
         given["encoder_hidden_states"] = torch.randn(2, WORDS, config.caption_channels, generator=make)

@@ -31,6 +31,7 @@ GUIDES = (
     "results",
     "kernels",
     "gpu",
+    "cpu",
     "vidit-q",
     "q-dit",
     "design",

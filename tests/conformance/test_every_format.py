@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dither.errors import BadFormat
 from dither.kernels import KERNELS, choose, is_simulated, means, named
 from dither.kernels.int8 import _matmul
-from dither.kernels.native_ops import _has_few, _means
+from dither.kernels.native_calls import _has_few, _means
 from dither.native import library
 from dither.nn import Clock, QLinear, TimedLinear, ViewedLinear, build
 from dither.numerics import act_codes, act_values, decode, dynamic_table, rotate, unpack_int

@@ -3,50 +3,18 @@
 import pytest
 import tiny
 import torch
+from called import SPECS, call_of, forget
 from torch import nn
 
 from dither.errors import DitherError
-from dither.kernels import choose, cpu, means, named, native_ops
+from dither.kernels import cpu, means, named
 from dither.kernels.table import Inputs
-from dither.native import build, library
+from dither.native import build
 from dither.nn import build as built
 from dither.numerics import encode
-from dither.spec import Act, Gaussian, Int, LinearSpec, Nested, Trellis, TwoRegion
+from dither.spec import Act, Int, LinearSpec
 
 pytestmark = pytest.mark.skipif(means() is None, reason="no native code on this machine")
-CPU = torch.device("cpu")
-SPECS = [
-    LinearSpec(Int(8), Act(Int(8))),
-    LinearSpec(Int(8, False), Act(Int(8, False))),
-    LinearSpec(Int(4, False, 24), Act(Int(6, False, 8))),
-    LinearSpec(Nested(Int(8, False), 3), Act(Int(8))),
-    LinearSpec(Trellis(2, 12, 16, 24), Act(Int(8))),
-    LinearSpec(Gaussian(4, 256), Act(Int(8, False))),
-    LinearSpec(Int(8), Act(TwoRegion(8, True))),
-    LinearSpec(Int(3, False, 24)),
-    LinearSpec(Trellis(3, 12, 16, 24)),
-]
-
-
-def call_of(spec, x, n, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    k = x.shape[-1]
-    stored = encode(torch.randn(n, k, generator=generator), spec.weight)
-    kernel = choose(spec, (n, k), CPU)
-    bias = torch.randn(n, generator=generator)
-    return kernel, Inputs(x, spec, (n, k), stored, None, bias, kernel.prepare(spec, (n, k), stored))
-
-
-def forget():
-    for cached in (library, native_ops._means, native_ops._has_few):
-        cached.cache_clear()
-
-
-@pytest.fixture
-def afresh():
-    forget()
-    yield
-    forget()
 
 
 @pytest.mark.parametrize("rows", [3, 37])
@@ -147,7 +115,10 @@ def cpu_given(call, x):
 
 def test_the_operator_of_feed_forward_is_a_good_one():
     x, one, two = both_linears()
-    torch.library.opcheck(torch.ops.dither.feed_forward_int8.default, (x, one, two, torch.ones(96), True, 72))
+    torch.library.opcheck(
+        torch.ops.dither.feed_forward_int8.default,
+        (x, [], 0.0, [0, 0], one, two, [torch.ones(96), None], True, 72),
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -171,19 +142,19 @@ def test_feed_forward_gives_the_same_bits_on_all_instructions(afresh, monkeypatc
         forget()
         assert means()
         x, one, two = both_linears(70)
-        found.append(torch.ops.dither.feed_forward_int8(x, one, two, None, False, 72))
+        found.append(torch.ops.dither.feed_forward_int8(x, [], 0.0, [0, 0], one, two, [], False, 72))
     assert all(torch.equal(y, found[0]) for y in found)
 
 
 def test_feed_forward_refuses_linears_that_do_not_follow_each_other():
     x, one, two = both_linears()
     with pytest.raises(DitherError, match="linears of 72 to 96 behind 96 were asked for 96"):
-        torch.ops.dither.feed_forward_int8(x, one, one, None, True, 96)
-    with pytest.raises(DitherError, match=r"between is float32 \(72,\)"):
-        torch.ops.dither.feed_forward_int8(x, one, two, torch.ones(72), True, 72)
+        torch.ops.dither.feed_forward_int8(x, [], 0.0, [0, 0], one, one, [], True, 96)
+    with pytest.raises(DitherError, match=r"pre is float32 \(72,\)"):
+        torch.ops.dither.feed_forward_int8(x, [], 0.0, [0, 0], one, two, [torch.ones(72), None], True, 72)
     one[1] = None
     with pytest.raises(DitherError, match="scale is nothing"):
-        torch.ops.dither.feed_forward_int8(x, one, two, None, True, 72)
+        torch.ops.dither.feed_forward_int8(x, [], 0.0, [0, 0], one, two, [], True, 72)
 
 
 @pytest.mark.parametrize("spec", [SPECS[0], SPECS[2], SPECS[7]], ids=str)

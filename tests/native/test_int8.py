@@ -89,7 +89,7 @@ static int compare(const Linear& call, const std::vector<float>& out) {
             for (int64_t s = 0; s < call.segments; ++s) {
                 const int64_t g = s / (call.segments / call.act_groups), h = s / (call.segments / call.weight_groups);
                 const int64_t share = w.inputs / call.act_groups;
-                const Range range = range_of(x + m * w.inputs + g * share, share);
+                const Range range = range_of(x + m * w.inputs + g * share, share, call.grid.symmetric && !call.grid.regions);
                 for (int64_t pass = 0; pass < passes(call.grid); ++pass) {
                     const Codes may = codes_of(call.grid, pass);
                     float scale;
@@ -133,7 +133,7 @@ int main() {
                                     call.threads = threads;
                                     call.tiles = tiles;
                                     const std::vector<float> last = out;
-                                    if (dither_linear(&call)) return 1;
+                                    if (dither_linears(&call, 1)) return 1;
                                     if (last[0] == last[0] && last != out) return 2;  // the same bits each time
                                     if (compare(call, out)) return 3;
                                 }
@@ -141,9 +141,9 @@ int main() {
                             call.x = narrow.data();
                             call.x_type = call.out_type = BF16;
                             call.out = half.data();
-                            if (dither_linear(&call)) return 4;
+                            if (dither_linears(&call, 1)) return 4;
                             call.segments = 5;
-                            if (dither_linear(&call) != 1) return 5;
+                            if (dither_linears(&call, 1) != 1) return 5;
                         }
     std::puts("done");
 }
@@ -161,15 +161,18 @@ int main() {
                 Made one = made(kind, 4, hidden, inputs, 1, way == 2), two = made(kind, 3, inputs, hidden, groups, false);
                 point(one);
                 point(two);
-                std::vector<float> x(rows * inputs), y(rows * inputs, NAN), by(hidden, 0.5f);
+                std::vector<float> x(rows * inputs), y(rows * inputs, NAN), by(hidden, 0.5f), matrix(12 * 12, 1.0f);
+                std::vector<int8_t> signs(hidden, -1);
                 for (auto& v : x) v = random_float();
                 FeedForward call{};
-                call.between = way == 3 ? by.data() : nullptr;
                 call.tanh = way != 1;
-                call.narrow = way == 2;
                 call.first = ask(one, x, y, rows, 1);
                 call.second = ask(two, x, y, rows, groups);
                 call.first.grid = call.second.grid = Grid{8, way != 2, way == 3};
+                call.first.narrow = call.second.narrow = way == 2;
+                const int64_t order = way == 2 ? 1 : 12;
+                const Rotation by_blocks{by.data(), signs.data(), matrix.data(), 4 * (way == 2 ? 1 : 3), order};
+                if (way > 1) call.second.rotation = by_blocks;
                 for (int64_t threads : {1, 3})
                     for (int64_t tiles : {0, 1}) {
                         const std::vector<float> last = y;
@@ -188,6 +191,84 @@ int main() {
         if (std::abs(gelu(all(x), true)[0] - by_tanh) > 1e-6 + 1e-6 * std::abs(by_tanh)) return 5;
         if (std::abs(gelu(all(x), false)[0] - by_erf) > 1e-6 + 1e-6 * std::abs(by_erf)) return 6;
     }
+    std::puts("done");
+}
+"""
+)
+
+AROUND = (
+    ASK
+    + """
+// q, k and v behind a norm, and a linear before a gate: the bits that they have one by one.
+int main() {
+    for (int64_t rows : {1, 9, 70})
+        for (int64_t type : {F32, BF16})
+            for (int64_t inputs : {5, 64, 100}) {
+                const int64_t tokens = rows == 1 ? 1 : rows == 9 ? 3 : 35, samples = rows / tokens, outputs = 68;
+                const size_t bytes = type == F32 ? 4 : 2;
+                std::vector<Made> weights;
+                for (int i = 0; i < 3; ++i) weights.push_back(made(INTEGERS, 4, outputs, inputs, 1, i == 1));
+                for (auto& m : weights) point(m);
+                std::vector<float> wide(rows * inputs), shift(samples * inputs), scale(shift), gate(samples * outputs);
+                for (auto* v : {&wide, &shift, &scale, &gate}) for (auto& e : *v) e = random_float();
+                std::vector<char> x(rows * inputs * bytes), z(rows * inputs * bytes), there(rows * outputs * bytes);
+                narrowed(wide.data(), rows * inputs, type, 0, x.data());
+                for (int64_t i = 0; i < rows * outputs; ++i) {
+                    const float one = as_bf16(all(random_float()))[0];
+                    narrowed(&one, 1, type, i, there.data());
+                }
+                std::vector<int8_t> signs(inputs);
+                std::vector<float> matrix(20 * 20, -1.0f), by(inputs, 0.5f);
+                for (auto& e : signs) e = bits32() >> 31 ? 1 : -1;
+                const int64_t block = inputs == 5 ? 1 : inputs == 64 ? 32 : 20, order = block == 20 ? 20 : 1;
+                const Rotation turn{type == F32 ? by.data() : nullptr, signs.data(), matrix.data(), block, order};
+                const Modulation norm{shift.data(), scale.data(), inputs, 1e-6};
+                Around before{x.data(), type, rows, inputs, tokens, 2, norm, turn, Gate{}, z.data()};
+                if (dither_around(&before)) return 1;
+                Linear apart[3], together[3];
+                std::vector<char> one[3], all_at_once[3];
+                std::vector<float> none(1), out(1);
+                for (int i = 0; i < 3; ++i) {
+                    one[i].resize(rows * outputs * bytes);
+                    all_at_once[i].resize(rows * outputs * bytes);
+                    Linear call = ask(weights[i], none, out, rows, 1);
+                    call.grid = Grid{8, 1, 0};
+                    call.x_type = call.out_type = type;
+                    call.tokens = tokens;
+                    call.threads = 3;
+                    call.tiles = 1;
+                    apart[i] = together[i] = call;
+                    apart[i].x = z.data();
+                    apart[i].out = one[i].data();
+                    together[i].x = x.data();
+                    together[i].norm = norm;
+                    together[i].narrow = type == BF16;
+                    if (i == 0) together[i].rotation = turn;
+                    together[i].out = all_at_once[i].data();
+                    if (dither_linears(&apart[i], 1)) return 2;
+                }
+                if (dither_linears(together, 3)) return 3;
+                for (int i = 0; i < 3; ++i) if (one[i] != all_at_once[i]) return 4;
+                together[2].grid.bits = 7;
+                if (dither_linears(together, 3) != 1 || dither_linears(together, 5) != 1) return 5;
+                std::vector<char> sum(rows * outputs * bytes);
+                const Gate add{gate.data(), outputs, there.data()};
+                Around after{one[0].data(), type, rows, outputs, tokens, 2, Modulation{}, Rotation{}, add, sum.data()};
+                if (dither_around(&after)) return 6;
+                together[0].gate = add;
+                if (dither_linears(together, 1)) return 7;
+                if (sum != all_at_once[0]) return 8;
+                double total = 0, square = 0;
+                std::vector<float> y(inputs), zeros(inputs);
+                modulated(wide.data(), inputs, Modulation{zeros.data(), zeros.data(), 0, 0.0}, 0, false, y.data());
+                for (float v : y) total += v, square += double(v) * v;
+                if (std::abs(total) > 1e-4 * inputs || std::abs(square / inputs - 1) > 1e-5) return 9;
+                together[0].rotation.block = 3;
+                if (dither_linears(together, 1) != 1) return 11;
+                together[0].rotation = turn;
+                together[0].tokens = 0;
+                if (dither_linears(together, 1) != 1) return 10;
+            }
     std::puts("done");
 }
 """
@@ -248,7 +329,7 @@ def has(flags: tuple[str, ...]) -> bool:
 
 @needs_compiler
 @pytest.mark.parametrize("flags", SETS)
-@pytest.mark.parametrize(("name", "main"), [("int8", INT8), ("int8", FEED_FORWARD), ("few", FEW)])
+@pytest.mark.parametrize(("name", "main"), [("int8", INT8), ("int8", FEED_FORWARD), ("int8", AROUND), ("few", FEW)])
 def test_no_sanitizer_finds_anything_and_sums_are_right(name, main, flags, tmp_path):
     if not has(flags):
         pytest.skip("this CPU has no such instructions")

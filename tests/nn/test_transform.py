@@ -18,8 +18,8 @@ SPEC = LinearSpec(Int(4), Act(Int(8)), 1, Rotation(16, seed=3))
 def counted(monkeypatch):
     """How often a rotation was computed."""
     calls = []
-    real = linear.rotate
-    monkeypatch.setattr(linear, "rotate", lambda x, signs, block: calls.append(1) or real(x, signs, block))
+    real = linear.turned
+    monkeypatch.setattr(linear, "turned", lambda x, signs, block: calls.append(1) or real(x, signs, block))
     return calls
 
 

@@ -3,7 +3,7 @@
 from dither.kernels.cpu import CPU_DECODE, CPU_INT8
 from dither.kernels.gpu import TRITON_DECODE, TRITON_INT8
 from dither.kernels.int8 import INT8_MM
-from dither.kernels.native_ops import means
+from dither.kernels.native_calls import means
 from dither.kernels.reference import DEQUANTIZE, REFERENCE
 from dither.kernels.table import KERNELS, Inputs, Kernel, choose, is_simulated, named
 

@@ -10,18 +10,20 @@ instructions, the kernels of torch do the work.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dither.kernels.native_ops import FACTS, INTEGERS, MOST_ROWS, TRELLIS, TYPES, WORDS, has_few, means
+from dither.kernels.native_calls import FACTS, INTEGERS, MOST_ROWS, TRELLIS, TYPES, WORDS, has_few, means
+from dither.kernels.native_ops import OPS
 from dither.kernels.reference import DEQUANTIZE
 from dither.kernels.table import Inputs, Kernel, Shape, rows_of
 from dither.numerics import dynamic_table, gaussian_words, groups, trellis_values
 from dither.spec import PER_TENSOR, Format, Gaussian, Grid, Int, LinearSpec, Nested, Trellis, TwoRegion
 
-__all__ = ["CPU_DECODE", "CPU_INT8", "feed_forward"]
+__all__ = ["CPU_DECODE", "CPU_INT8", "Around", "Turn", "feed_forward", "linears", "rounds_alike"]
 
 _PANEL = 64  # outputs that native code takes at a time; tiles of trellises must divide them
 _MOST_INPUTS = 1 << 16  # sums fit 32 bits
@@ -120,7 +122,7 @@ def _prepare(spec: LinearSpec, shape: Shape, weight: Mapping[str, Tensor]) -> di
 
 def _run(call: Inputs) -> Tensor:
     x = call.x if call.x.dtype in TYPES else call.x.float()
-    y: Tensor = torch.ops.dither.linear_int8(x, *_given(call, x), call.shape[0])
+    y: Tensor = OPS.linear_int8(x, *_given(call, x), call.shape[0])
     return y.to(call.x.dtype)
 
 
@@ -135,17 +137,84 @@ def _given(call: Inputs, x: Tensor) -> tuple[Tensor | None, ...]:
     return (*_stored(call), *of_inputs, _bias(call), call.prepared["facts"])
 
 
-def feed_forward(first: Inputs, second: Inputs, between: Tensor | None, tanh: bool) -> Tensor:
+@dataclass(frozen=True)
+class Turn:
+    """What happens to inputs before they are rounded: ``(pre x signs) H / sqrt(block)``.
+
+    Args:
+        pre: (K,) float32, or None.
+        signs: (K,) int8, or None: no rotation.
+        block: of the rotation.
+    """
+
+    pre: Tensor | None = None
+    signs: Tensor | None = None
+    block: int = 0
+
+    @property
+    def tensors(self) -> list[Tensor | None]:
+        """As operators take them; none where nothing happens."""
+        return [self.pre, self.signs]
+
+
+@dataclass(frozen=True)
+class Around:
+    """What happens before and after linears, in the same call: ``modulate`` of inputs, ``gated`` of the one output.
+
+    Args:
+        shift, scale: (B, K) float32, or None.
+        eps: of the layer norm.
+        gate: (B, N) float32, or None.
+        residual: (B, T, N), what is added to.
+    """
+
+    shift: Tensor | None = None
+    scale: Tensor | None = None
+    eps: float = 0.0
+    gate: Tensor | None = None
+    residual: Tensor | None = None
+
+    def tensors(self, turn: Turn) -> list[Tensor | None]:
+        """As operators take them, with what happens between the norm and the linear."""
+        return [self.shift, self.scale, self.gate, self.residual, *turn.tensors]
+
+
+def rounds_alike(one: LinearSpec, other: LinearSpec, shape: Shape, other_shape: Shape) -> bool:
+    """Whether two linears that ``CPU_INT8`` runs turn one tensor into the same codes, by ranges that each row has itself."""
+    if one.act is None or one.act.static or one.act.grid.group == PER_TENSOR or one.act != other.act:
+        return False
+    return shape[1] == other_shape[1] and _facts(one, shape)[-1] == _facts(other, other_shape)[-1]  # segments
+
+
+def linears(calls: Sequence[Inputs], turn: Turn, around: Around) -> list[Tensor]:
+    """Linears that ``CPU_INT8`` runs, of one x (float32 or bfloat16) and inputs rounded alike, which are rounded once.
+
+    Args:
+        calls: of each, with x as it was before it was turned; ranges are found from what it becomes.
+        turn: what all of them do to x.
+        around: what happens to x before, and, if there is one linear, to its output.
+    """
+    x = calls[0].x
+    given = [t for call in calls for t in _given(call, x)]
+    outputs = [call.shape[0] for call in calls]
+    y: list[Tensor] = OPS.linears_int8(x, around.tensors(turn), around.eps, turn.block, given, outputs)
+    return y
+
+
+def feed_forward(calls: tuple[Inputs, Inputs], turns: tuple[Turn, Turn], tanh: bool, around: Around) -> Tensor:
     """Two linears that ``CPU_INT8`` runs, with a GELU between them: what is between never leaves the caches.
 
     Args:
-        first: of the first one, with x float32 or bfloat16.
-        second: of the second one; its x gives its rows alone, and its ranges must not depend on more of it.
-        between: what activations (H) are multiplied by, or None.
+        calls: of the first one, with x (float32 or bfloat16) as it was before it was turned; and of the second one, whose x
+            gives its rows alone, and whose ranges must not depend on more of it.
+        turns: what each does to its inputs.
         tanh: GELU is the approximation by tanh.
+        around: what happens to the first one's inputs before, and to the second one's outputs.
     """
-    args = (list(_given(first, first.x)), list(_given(second, first.x)), between, tanh, second.shape[0])
-    y: Tensor = torch.ops.dither.feed_forward_int8(first.x, *args)
+    x, outputs, blocks = calls[0].x, calls[1].shape[0], [turn.block for turn in turns]
+    first, second = (list(_given(call, x)) for call in calls)
+    before = around.tensors(turns[0])
+    y: Tensor = OPS.feed_forward_int8(x, before, around.eps, blocks, first, second, turns[1].tensors, tanh, outputs)
     return y
 
 
@@ -154,7 +223,7 @@ def _run_weight_only(call: Inputs) -> Tensor:
     if call.x.numel() > MOST_ROWS * k or call.x.numel() == 0:
         return DEQUANTIZE.run(call)
     x, facts = call.x.float(), call.prepared["facts"]
-    y: Tensor = torch.ops.dither.linear_few(x, *_stored(call), _bias(call), facts, call.shape[0])
+    y: Tensor = OPS.linear_few(x, *_stored(call), _bias(call), facts, call.shape[0])
     return y.to(call.x.dtype)
 
 

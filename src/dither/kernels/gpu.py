@@ -22,10 +22,11 @@ from dither.kernels.table import Inputs, Kernel, Shape, rows_of
 from dither.numerics import dynamic_table, groups
 from dither.spec import PER_TENSOR, Gaussian, Grid, Int, LinearSpec, Nested, Trellis, TwoRegion
 
-__all__ = ["TRITON_DECODE", "TRITON_INT8", "feed_forward", "linear", "modulated", "modulated_feed_forward"]
+__all__ = ["DTYPES", "TRITON_DECODE", "TRITON_INT8", "feed_forward", "linear", "modulated", "modulated_feed_forward"]
 
 _MOST_INPUTS = 1 << 15  # a row fits one program, and sums fit 32 bits
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+"""Of inputs that kernels read as they are."""
 
 
 def _fits(spec: LinearSpec, shape: Shape, device: torch.device) -> bool:
@@ -87,7 +88,7 @@ def linear(
     """
     if call.spec.act is not None and isinstance(call.spec.act.grid, TwoRegion):
         return _two_regions(call, call.spec.act.grid, gate, residual, between, after)
-    dtype = call.x.dtype if call.x.dtype in _DTYPES else torch.float32
+    dtype = call.x.dtype if call.x.dtype in DTYPES else torch.float32
     return _multiply(_codes(call, between), call, dtype, gate, residual, after).to(call.x.dtype)
 
 
@@ -121,7 +122,7 @@ def _two_regions(
     call: Inputs, grid: TwoRegion, gate: Tensor | None, residual: Tensor | None, between: Tensor | None, after: int
 ) -> Tensor:
     """``linear`` where negative values have steps of their own: their product, and that of the others on top of it."""
-    x = call.x if call.x.dtype in _DTYPES else call.x.float()
+    x = call.x if call.x.dtype in DTYPES else call.x.float()
     x = x if between is None else (x * between).to(x.dtype)
     table = dynamic_table(x, grid) if call.table is None else call.table
     many, (halves, sums) = groups(call.shape[1], grid.group), _wanted(call)
@@ -148,7 +149,7 @@ def _ranges(call: Inputs) -> tuple[Tensor, Int, dict[str, Tensor]]:
     assert call.spec.act is not None  # see _fits
     grid = call.spec.act.grid
     assert isinstance(grid, Int)
-    x = call.x if call.x.dtype in _DTYPES else call.x.float()
+    x = call.x if call.x.dtype in DTYPES else call.x.float()
     table = call.table
     if table is None and grid.group == PER_TENSOR:
         table = dynamic_table(x, grid)
@@ -212,7 +213,7 @@ def _both(
     """Two linears and what is between them, from the first one's codes."""
     if between is None and _may_chain(second):
         return _chained(rows, first, second, after, gate, residual)
-    dtype = first.x.dtype if first.x.dtype in _DTYPES else torch.float32
+    dtype = first.x.dtype if first.x.dtype in DTYPES else torch.float32
     hidden = _multiply(rows, first, dtype, None, None, after)
     return linear(replace(second, x=hidden), gate, residual, between)
 
@@ -255,11 +256,11 @@ def _segment_sums(a: Tensor, sums: Tensor, call: Inputs) -> Tensor | None:
 
 
 def _bias(call: Inputs) -> Tensor | None:
-    return call.bias if call.bias is None or call.bias.dtype in _DTYPES else call.bias.float()
+    return call.bias if call.bias is None or call.bias.dtype in DTYPES else call.bias.float()
 
 
 def _run_weight_only(call: Inputs) -> Tensor:
-    x = call.x if call.x.dtype in _DTYPES else call.x.float()
+    x = call.x if call.x.dtype in DTYPES else call.x.float()
     ready, stored = call.prepared, stored_as(call.spec.weight, call.shape)
     if "zero" in ready:
         stored = replace(stored, sub=0)  # the difference is taken as it is: it need not fit int8

@@ -13,10 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dither.kernels.cpu import Turn
+from dither.kernels.native_calls import TYPES, means
+from dither.kernels.native_ops import OPS
 from dither.kernels.table import Inputs, Kernel
-from dither.numerics import decode
+from dither.numerics import decode, rotate, unrotate
 
-__all__ = ["run", "straight_through"]
+__all__ = ["run", "straight_through", "turned"]
 
 
 def run(kernel: Kernel, inputs: Inputs) -> Tensor:
@@ -34,6 +37,32 @@ def straight_through(x: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
         y: Tensor = _Rounded.apply(x, rounded)  # type: ignore[no-untyped-call]
         return y
     return rounded(x)
+
+
+def turned(x: Tensor, signs: Tensor, block: int) -> Tensor:
+    """``numerics.rotate`` in the dtype of x, (..., K); by native code where it can, with gradients or without."""
+    if x.device.type != "cpu" or x.dtype not in TYPES or means() is None:
+        return rotate(x, signs, block).to(x.dtype)  # it works in float32
+    if torch.is_grad_enabled() and x.requires_grad:
+        y: Tensor = _Turned.apply(x, signs, block)  # type: ignore[no-untyped-call]
+        return y
+    return _turned(x, signs, block)
+
+
+def _turned(x: Tensor, signs: Tensor, block: int) -> Tensor:
+    y: Tensor = OPS.turn(x, *Turn(None, signs, block).tensors, block)
+    return y
+
+
+class _Turned(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, signs: Tensor, block: int) -> Tensor:
+        ctx.by = signs, block
+        return _turned(x, signs, block)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return unrotate(grad, *ctx.by).to(grad.dtype), None, None
 
 
 class _Rounded(torch.autograd.Function):

@@ -7,7 +7,7 @@ never timed.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -62,6 +62,12 @@ class Kernel:
     when: Callable[[LinearSpec, Shape, torch.device], bool]
     prepare: Callable[[LinearSpec, Shape, Mapping[str, Tensor]], dict[str, Tensor]]
     run: Callable[[Inputs], Tensor]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy of a row of the table, also in another process, is that row."""
+        if any(self is kernel for kernel in KERNELS):
+            return named, (self.name,)
+        return Kernel, (self.name, self.real, self.when, self.prepare, self.run)
 
 
 KERNELS: list[Kernel] = []

@@ -32,62 +32,116 @@ struct Few {
 
 namespace {
 
-float sum_of(const Floats& v) {
-    float sum = 0.0f;
-    for (int j = 0; j < LANES; ++j) sum += v[j];
-    return sum;
+// Values of a row, from its bytes as they are.
+struct Bytes8 {
+    const int8_t* c;
+    float zero;
+
+    Floats operator()(int64_t k, int64_t left) const {
+        if (left >= LANES) return to_floats(from_bytes(c + k)) - zero;
+        int8_t rest[LANES] = {};
+        std::memcpy(rest, c + k, static_cast<size_t>(left));
+        return to_floats(from_bytes(rest)) - zero;
+    }
+};
+
+#if DITHER_WIDE
+// The same from packed codes of four bits: sixteen are looked up at a time, in one register.
+struct Packed4 {
+    const uint8_t* c;
+    Floats table;
+
+    Floats operator()(int64_t k, int64_t) const {
+        const Ints places = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1};
+        const Ints shifts = {0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28};
+        const __m512i both = _mm512_castsi128_si512(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(c + k / 2)));
+        const __m512i each = _mm512_srlv_epi32(_mm512_permutexvar_epi32((__m512i)places, both), (__m512i)shifts);
+        return (Floats)_mm512_permutexvar_ps(each, (__m512)table);  // by the lowest four bits
+    }
+};
+#endif
+
+// Whether ``Packed4`` can read the weight.
+bool is_packed4(const Few& call) {
+    const Weight& w = call.weight;
+    return DITHER_WIDE && w.kind == INTEGERS && w.bits == 4 && w.ones == 0 && w.inputs / call.groups % LANES == 0;
 }
 
-// sums[r] = sum of x[r] (c - z) over ``count`` inputs, for R rows that lie ``pitch`` apart.
-template <int R>
-void dots(const float* x, int64_t pitch, const int8_t* c, float z, int64_t count, float* sums) {
-    constexpr int TURNS = 4;  // a sum waits for its last product, so there are several
+// y[r] += scale times the products of a group of inputs, for R rows; each lane has a sum of its own.
+template <int R, class Values>
+void add(const float* x, int64_t pitch, const Values& values, int64_t count, float scale, Floats* y) {
+    constexpr int TURNS = 2;  // a sum waits for its last product, so there are several
     Floats sum[R][TURNS] = {};
     int64_t k = 0;
     for (; k + TURNS * LANES <= count; k += TURNS * LANES)
         for (int t = 0; t < TURNS; ++t) {
-            const Floats v = to_floats(from_bytes(c + k + t * LANES)) - z;
+            const Floats v = values(k + t * LANES, LANES);
             for (int r = 0; r < R; ++r) sum[r][t] = fused(load<Floats>(x + r * pitch + k + t * LANES), v, sum[r][t]);
         }
-    for (; k + LANES <= count; k += LANES) {
-        const Floats v = to_floats(from_bytes(c + k)) - z;
-        for (int r = 0; r < R; ++r) sum[r][0] = fused(load<Floats>(x + r * pitch + k), v, sum[r][0]);
+    for (; k < count; k += LANES) {
+        const Floats v = values(k, count - k);
+        for (int r = 0; r < R; ++r) {
+            Floats rest{};
+            const int64_t left = count - k;
+            std::memcpy(&rest, x + r * pitch + k, static_cast<size_t>(left < LANES ? left : LANES) * sizeof(float));
+            sum[r][0] = fused(rest, v, sum[r][0]);
+        }
     }
-    for (int r = 0; r < R; ++r) sums[r] = sum_of((sum[r][0] + sum[r][1]) + (sum[r][2] + sum[r][3]));
-    for (; k < count; ++k)
-        for (int r = 0; r < R; ++r) sums[r] += x[r * pitch + k] * (static_cast<float>(c[k]) - z);
+    for (int r = 0; r < R; ++r) y[r] = fused(sum[r][0] + sum[r][1], all(scale), y[r]);
 }
 
-void dots(int64_t rows, const float* x, int64_t pitch, const int8_t* c, float z, int64_t count, float* sums) {
-    for (; rows >= 4; rows -= 4, x += 4 * pitch, sums += 4) dots<4>(x, pitch, c, z, count, sums);
-    if (rows == 3) dots<3>(x, pitch, c, z, count, sums);
-    if (rows == 2) dots<2>(x, pitch, c, z, count, sums);
-    if (rows == 1) dots<1>(x, pitch, c, z, count, sums);
+// Outputs ``n`` of R rows from ``first`` on; ``row``: its values, if they are not packed.
+template <int R>
+void output(const Few& call, int64_t first, int64_t n, const int8_t* row) {
+    const Weight& w = call.weight;
+    const int64_t size = w.inputs / call.groups;
+    Floats y[R] = {};
+    for (int64_t g = 0; g < call.groups; ++g) {
+        const int64_t at = (call.scale_rows == 1 ? 0 : n) * call.groups + g;
+        const float z = call.zero == nullptr ? 0.0f : static_cast<float>(call.zero[at]) - static_cast<float>(call.zero_moved);
+        const float* x = call.x + first * w.inputs + g * size;
+#if DITHER_WIDE
+        if (row == nullptr) {
+            Ints codes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+            codes = (codes ^ static_cast<int32_t>(w.flip)) - static_cast<int32_t>(w.sub);
+            const Packed4 values{w.codes + n * w.stride + g * size / 2, to_floats(codes) - z};
+            add<R>(x, w.inputs, values, size, call.scale[at], y);
+            continue;
+        }
+#endif
+        add<R>(x, w.inputs, Bytes8{row + g * size, z}, size, call.scale[at], y);
+    }
+    for (int r = 0; r < R; ++r) {
+        const float sum = sum_of(y[r]);
+        call.out[(first + r) * w.outputs + n] = call.bias == nullptr ? sum : sum + call.bias[n];
+    }
+}
+
+void output(const Few& call, int64_t n, const int8_t* row) {
+    int64_t r = 0;
+    for (; r + 4 <= call.rows; r += 4) output<4>(call, r, n, row);
+    if (call.rows - r == 3) output<3>(call, r, n, row);
+    if (call.rows - r == 2) output<2>(call, r, n, row);
+    if (call.rows - r == 1) output<1>(call, r, n, row);
 }
 
 int64_t run(const Few& call) {
     const Weight& w = call.weight;
     if (call.rows < 1 || call.rows > MOST_ROWS || w.outputs < 1 || call.groups < 1 || w.inputs % call.groups) return 1;
     if (w.kind == TRELLIS && (TOGETHER % w.dim || w.outputs % w.dim)) return 1;
-    const int64_t size = w.inputs / call.groups;
+    const bool packed = is_packed4(call), strips = w.kind == TRELLIS;
+    const bool plain = w.kind == INTEGERS && w.bits == 8 && !(w.flip | w.sub | w.ones);  // values as they are stored
     shared((w.outputs + TOGETHER - 1) / TOGETHER, call.threads, [&](int64_t part) {
-        static thread_local Scratch values_of, spare;
+        static thread_local Scratch values_of, spare_of;
         const int64_t first = part * TOGETHER, left = w.outputs - first, many = left < TOGETHER ? left : TOGETHER;
-        int8_t* c = values_of.of<int8_t>(TOGETHER * w.inputs);
-        const bool strips = w.kind == TRELLIS;
-        if (strips) decode(w, first, many, spare.of<uint8_t>(spare_bytes(w)), c, w.inputs);
+        int8_t* c = packed || plain ? nullptr : values_of.of<int8_t>(TOGETHER * w.inputs);
+        uint8_t* spare = spare_of.of<uint8_t>(spare_bytes(w));
+        if (strips) decode(w, first, many, spare, c, w.inputs);
         for (int64_t n = first; n < first + many; ++n) {
-            int8_t* row = strips ? c + (n - first) * w.inputs : c;
-            if (!strips) decode(w, n, 1, spare.of<uint8_t>(spare_bytes(w)), row, w.inputs);
-            float y[MOST_ROWS] = {}, sums[MOST_ROWS];
-            for (int64_t g = 0; g < call.groups; ++g) {
-                const int64_t at = (call.scale_rows == 1 ? 0 : n) * call.groups + g;
-                const float z = call.zero == nullptr ? 0.0f : static_cast<float>(call.zero[at]) - static_cast<float>(call.zero_moved);
-                dots(call.rows, call.x + g * size, w.inputs, row + g * size, z, size, sums);
-                for (int64_t r = 0; r < call.rows; ++r) y[r] += sums[r] * call.scale[at];
-            }
-            for (int64_t r = 0; r < call.rows; ++r)
-                call.out[r * w.outputs + n] = call.bias == nullptr ? y[r] : y[r] + call.bias[n];
+            const int8_t* row = strips ? c + (n - first) * w.inputs : c;
+            if (plain) row = reinterpret_cast<const int8_t*>(w.codes) + n * w.stride;
+            else if (!strips && !packed) decode(w, n, 1, spare, c, w.inputs);
+            output(call, n, row);
         }
     });
     return 0;

@@ -56,30 +56,34 @@ struct Range {
     bool finite;
 };
 
-// Least and greatest value, 0 among them.
-inline Range range_of(const float* x, int64_t count) {
-    Floats low{}, high{}, rest{};
+constexpr int32_t NOT_FINITE = 0x7f800000;  // bits of infinity: those of what is finite, but for the sign, are less
+
+// Least and greatest value, 0 among them; where grids are symmetric, the greatest size on both sides.
+inline Range range_of(const float* x, int64_t count, bool symmetric) {
+    constexpr int TURNS = 4;  // each waits for the one before
+    Ints size[TURNS] = {};
+    Floats low[TURNS] = {}, high[TURNS] = {};
+    const auto see = [&](Floats v, int t) {
+        size[t] = most(size[t], (Ints)v & 0x7fffffff);
+        if (symmetric) return;
+        low[t] = least(low[t], v);
+        high[t] = most(high[t], v);
+    };
     int64_t i = 0;
-    for (; i + LANES <= count; i += LANES) {
-        const Floats v = load<Floats>(x + i);
-        low = least(low, v);
-        high = most(high, v);
-        rest += v * 0.0f;  // NaN of what is not finite
+    for (; i + TURNS * LANES <= count; i += TURNS * LANES)
+        for (int t = 0; t < TURNS; ++t) see(load<Floats>(x + i + t * LANES), t);
+    for (; i + LANES <= count; i += LANES) see(load<Floats>(x + i), 0);
+    if (i < count) {
+        Floats rest{};
+        std::memcpy(&rest, x + i, static_cast<size_t>(count - i) * sizeof(float));
+        see(rest, 1);
     }
-    Range r{0.0f, 0.0f, true};
-    float sum = 0.0f;
-    for (int j = 0; j < LANES; ++j) {
-        r.low = low[j] < r.low ? low[j] : r.low;
-        r.high = high[j] > r.high ? high[j] : r.high;
-        sum += rest[j];
-    }
-    for (; i < count; ++i) {
-        r.low = x[i] < r.low ? x[i] : r.low;
-        r.high = x[i] > r.high ? x[i] : r.high;
-        sum += x[i] * 0.0f;
-    }
-    r.finite = sum == 0.0f;
-    return r;
+    const int32_t bits = most_of(most(most(size[0], size[1]), most(size[2], size[3])));
+    float top;
+    std::memcpy(&top, &bits, sizeof top);
+    if (symmetric) return {-top, top, bits < NOT_FINITE};
+    const Floats l = least(least(low[0], low[1]), least(low[2], low[3])), h = most(most(high[0], high[1]), most(high[2], high[3]));
+    return {least_of(l), most_of(h), bits < NOT_FINITE};
 }
 
 inline float flushed(float scale) { return scale < FLT_MIN ? 0.0f : scale; }
@@ -106,20 +110,9 @@ inline void grid_of(const Range& r, const Grid& grid, int64_t pass, float* scale
 // clamp(round(x / scale) + zero) of ``LANES`` values, as float32. The quotient is exact where it decides: a product by
 // the reciprocal is off by a few units in the last place, which matters next to a tie alone.
 inline Floats rounded(Floats x, float scale, float inverse, float zero, float low, float high) {
-    Floats t = x * inverse;
-    t = most(least(t, all(512.0f)), all(-512.0f));
-    Floats code = nearest(t);
-    const Ints near = size_of(t - code) > 0.4999f;
-    bool any = false;
-#if DITHER_WIDE
-    any = _mm512_cmplt_epi32_mask((__m512i)near, _mm512_setzero_si512()) != 0;
-#else
-    for (int j = 0; j < LANES; ++j) any |= near[j] != 0;
-#endif
-    if (any) {
-        const Floats exact = x / scale;
-        code = nearest(most(least(exact, all(512.0f)), all(-512.0f)));
-    }
+    const Floats t = x * inverse;
+    Floats code = nearest_of_any(t);
+    if (any_above(size_of(t - code), 0.4999f)) code = nearest_of_any(x / scale);
     return most(least(code + zero, all(high)), all(low));
 }
 
@@ -129,19 +122,24 @@ inline int32_t encode(const float* x, int64_t count, int64_t padded, const Codes
     const float inverse = none ? 0.0f : 1.0f / scale;
     const float by = none ? INFINITY : scale;
     const float offset = static_cast<float>(zero);  // that of signed codes is what they move by
+    const float low = may.low, high = may.high;  // bytes that are written may be those of ``may``, for all a compiler knows
     Ints sum{};
     int64_t i = 0;
     for (; i + LANES <= count; i += LANES) {
-        const Ints q = __builtin_convertvector(rounded(load<Floats>(x + i), by, inverse, offset, may.low, may.high), Ints);
+        const Ints q = __builtin_convertvector(rounded(load<Floats>(x + i), by, inverse, offset, low, high), Ints);
         sum += q;
         to_bytes(out + i, q);
     }
-    int32_t total = 0;
-    for (int j = 0; j < LANES; ++j) total += sum[j];
-    for (; i < count; ++i) {
-        const float q = rounded(all(x[i]), by, inverse, offset, may.low, may.high)[0];
-        total += static_cast<int32_t>(q);
-        out[i] = static_cast<uint8_t>(q);
+    int32_t total = sum_of(sum);
+    if (i < count) {
+        const size_t left = static_cast<size_t>(count - i);
+        Floats rest{};
+        std::memcpy(&rest, x + i, left * sizeof(float));
+        const Ints q = __builtin_convertvector(rounded(rest, by, inverse, offset, low, high), Ints);
+        for (size_t j = 0; j < left; ++j) {
+            total += q[j];
+            out[i + static_cast<int64_t>(j)] = static_cast<uint8_t>(q[j]);
+        }
     }
     std::memset(out + count, 0, static_cast<size_t>(padded - count));
     return total;

@@ -43,8 +43,53 @@ inline void store(void* p, const V& v) {
 inline Floats all(float x) { return x - Floats{}; }
 inline Ints all(int32_t x) { return x - Ints{}; }
 inline Floats to_floats(Ints v) { return __builtin_convertvector(v, Floats); }
-inline Floats least(Floats a, Floats b) { return a < b ? a : b; }
-inline Floats most(Floats a, Floats b) { return a > b ? a : b; }
+
+// The second one where either is NaN. Of a choice written out, compilers make two instructions.
+inline Floats least(Floats a, Floats b) {
+#if DITHER_WIDE
+    return (Floats)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (Floats)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+    return a < b ? a : b;
+#endif
+}
+
+inline Floats most(Floats a, Floats b) {
+#if DITHER_WIDE
+    return (Floats)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (Floats)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return a > b ? a : b;
+#endif
+}
+
+inline Ints most(Ints a, Ints b) {
+#if DITHER_WIDE
+    return (Ints)_mm512_max_epi32((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return (Ints)_mm256_max_epi32((__m256i)a, (__m256i)b);
+#else
+    return a > b ? a : b;
+#endif
+}
+
+// One value of all lanes: halves are joined until one is left.
+template <class V, class Join>
+inline auto joined(V v, const Join& join) {
+    decltype(v[0] + v[0]) lanes[LANES];
+    store(lanes, v);
+    for (int many = LANES / 2; many > 0; many /= 2)
+        for (int j = 0; j < many; ++j) lanes[j] = join(lanes[j], lanes[j + many]);
+    return lanes[0];
+}
+
+inline float least_of(Floats v) { return joined(v, [](float a, float b) { return a < b ? a : b; }); }
+inline float most_of(Floats v) { return joined(v, [](float a, float b) { return a > b ? a : b; }); }
+inline int32_t most_of(Ints v) { return joined(v, [](int32_t a, int32_t b) { return a > b ? a : b; }); }
+inline int32_t sum_of(Ints v) { return joined(v, [](int32_t a, int32_t b) { return a + b; }); }
+inline float sum_of(Floats v) { return joined(v, [](float a, float b) { return a + b; }); }
 inline Floats bits_to_floats(Ints v) { return (Floats)v; }
 inline Floats size_of(Floats v) { return (Floats)((Ints)v & 0x7fffffff); }
 
@@ -95,6 +140,30 @@ inline Floats nearest(Floats v) {
     return (v + magic) - magic;
 }
 
+// The same of any size.
+inline Floats nearest_of_any(Floats v) {
+#if DITHER_WIDE
+    return (Floats)_mm512_roundscale_ps((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__AVX2__)
+    return (Floats)_mm256_round_ps((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+    return size_of(v) < 4194304.0f ? nearest(v) : v;
+#endif
+}
+
+// Whether any lane is more than ``limit``.
+inline bool any_above(Floats v, float limit) {
+#if DITHER_WIDE
+    return _mm512_cmp_ps_mask((__m512)v, _mm512_set1_ps(limit), _CMP_GT_OQ) != 0;
+#elif defined(__AVX2__)
+    return _mm256_movemask_ps(_mm256_cmp_ps((__m256)v, _mm256_set1_ps(limit), _CMP_GT_OQ)) != 0;
+#else
+    bool any = false;
+    for (int j = 0; j < LANES; ++j) any |= v[j] > limit;
+    return any;
+#endif
+}
+
 // a b + c, rounded once where the CPU can.
 inline Floats fused(Floats a, Floats b, Floats c) {
 #if DITHER_WIDE
@@ -103,6 +172,15 @@ inline Floats fused(Floats a, Floats b, Floats c) {
     return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 #else
     return a * b + c;
+#endif
+}
+
+// v 2^n, n a whole number from -126 to 127.
+inline Floats times_two_to(Floats v, Floats n) {
+#if DITHER_WIDE
+    return (Floats)_mm512_scalef_ps((__m512)v, (__m512)n);
+#else
+    return v * bits_to_floats((__builtin_convertvector(n, Ints) + 127) << 23);
 #endif
 }
 

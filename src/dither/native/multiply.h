@@ -94,8 +94,10 @@ inline void enter_tiles() {
     _tile_loadconfig(&config);
 }
 
-// The same for 32 rows and 32 outputs from ``v`` on: four tiles of sums, two of codes, two of the panel.
-inline void by_tiles(const Factors& f, int64_t v, int32_t* sums) {
+// The same for 32 rows and 32 outputs from ``v`` on: four tiles of sums, two of codes, two of the panel. ``work`` is done
+// between steps, while tiles are multiplied.
+template <class Work>
+inline void by_tiles(const Factors& f, int64_t v, int32_t* sums, const Work& work) {
     const int8_t *b = f.b + column(v, f.pitch_b), *c = f.b + column(v + COLUMN, f.pitch_b);
     seen(f.a);
     if (f.start == nullptr) {
@@ -119,6 +121,7 @@ inline void by_tiles(const Factors& f, int64_t v, int32_t* sums) {
         _tile_loadd(5, f.a + 16 * f.pitch_a + k, f.pitch_a);
         _tile_dpbusd(2, 5, 6);
         _tile_dpbusd(3, 5, 7);
+        work();
     }
     _tile_stored(0, sums, HALF * 4);
     _tile_stored(1, sums + 16, HALF * 4);
@@ -127,8 +130,33 @@ inline void by_tiles(const Factors& f, int64_t v, int32_t* sums) {
 }
 #endif
 
-// ``many`` outputs of a row, from their values.
-inline void put(const Linear& call, int64_t to, int64_t many, const Floats* f) {
+// The first ``left`` of a vector's values, or all of them.
+inline Floats some(const float* p, int64_t left) {
+    if (left >= LANES) return load<Floats>(p);
+    Floats v{};
+    std::memcpy(&v, p, static_cast<size_t>(left) * sizeof(float));
+    return v;
+}
+
+inline Floats some(const void* p, int64_t type, int64_t at, int64_t left) {
+    if (type == F32) return some(static_cast<const float*>(p) + at, left);
+    uint16_t in[LANES] = {};
+    std::memcpy(in, static_cast<const uint16_t*>(p) + at, static_cast<size_t>(left < LANES ? left : LANES) * sizeof(uint16_t));
+    return from_bf16(in);
+}
+
+// Outputs [column, column + many) of a row, from their values.
+inline void put(const Plan& p, int64_t row, int64_t column, int64_t many, Floats* f) {
+    const Linear& call = p.call;
+    int64_t to = row * call.weight.outputs + column;
+    if (call.gate.gate != nullptr) {
+        const float* gate = call.gate.gate + p.sample(row) * call.gate.stride + column;
+        for (int64_t v = 0; v * LANES < many; ++v) {
+            const int64_t at = v * LANES, left = many - at;
+            const Floats y = call.out_type == F32 ? f[v] : as_bf16(f[v]);  // as if the gate were an operator of its own
+            f[v] = fused(some(gate + at, left), y, some(call.gate.residual, call.out_type, to + at, left));
+        }
+    }
     for (int64_t v = 0; v * LANES < many; ++v, to += LANES) {
         const int64_t left = many - v * LANES;
         if (call.out_type == F32) {
@@ -166,16 +194,17 @@ void scaled(const Plan& p, const Block& block, int64_t from, int64_t to, const i
     Floats bias[MANY] = {};
     for (int j = 0; j < MANY; ++j) {
         const int64_t left = block.many - j * LANES;
-        if (call.bias != nullptr && left > 0)
-            std::memcpy(&bias[j], call.bias + first + j * LANES, static_cast<size_t>(left < LANES ? left : LANES) * 4);
+        if (call.bias != nullptr && left > 0) bias[j] = some(call.bias + first + j * LANES, left);
     }
+    const int64_t begin = from % segments;
     for (int64_t r = 0; r < block.rows; ++r) {
         Floats f[MANY] = {};
         if (from > 0)
             for (int j = 0; j < MANY; ++j) f[j] = load<Floats>(y + r * WIDTH + j * LANES);
         const int32_t* sum = sums + r * WIDTH;
-        for (int64_t turn = from; turn < to; ++turn, sum += ROWS * WIDTH) {
-            const int64_t at = (block.panel * segments + turn % segments) * PANEL + block.v;
+        for (int64_t turn = from, segment = begin; turn < to; ++turn, sum += ROWS * WIDTH) {
+            const int64_t at = (block.panel * segments + segment) * PANEL + block.v;
+            segment = segment + 1 == segments ? 0 : segment + 1;
             const int64_t input = (block.row + r) * turns + turn;
             const float sx = p.sx[input];
             const int32_t zx = p.zx[input], rest = ZEROS ? p.suma[input] - size * zx : 0;
@@ -192,7 +221,9 @@ void scaled(const Plan& p, const Block& block, int64_t from, int64_t to, const i
         }
         if (call.bias != nullptr)
             for (int j = 0; j < MANY; ++j) f[j] += bias[j];
-        put(call, (block.row + r) * call.weight.outputs + first, block.many, f);
+        if (p.gelu != nullptr)
+            for (int j = 0; j < MANY; ++j) f[j] = (*p.gelu)(f[j]);
+        put(p, block.row + r, first, block.many, f);
     }
 }
 
@@ -217,6 +248,23 @@ void outputs(const Plan& p, const Block& block, const Sum& sum) {
     }
 }
 
+// A block whose sums (ROWS, HALF) are there, and which becomes outputs some rows at a time.
+struct Behind {
+    const Plan& plan;
+    Block block;
+    const int32_t* sums;
+
+    void take(int64_t rows) {
+        if (block.rows == 0) return;
+        Block some = block;
+        if (some.rows > rows) some.rows = rows;
+        scaled<HALF>(plan, some, 0, 1, sums, nullptr);
+        block.row += some.rows;
+        block.rows -= some.rows;
+        sums += some.rows * HALF;
+    }
+};
+
 // Rows [row, row + rows) of a panel's outputs.
 inline void multiply(const Plan& p, int64_t row, int64_t rows, int64_t panel, bool tiles) {
     const int64_t left = p.call.weight.outputs - panel * PANEL, wanted = left < PANEL ? left : PANEL;
@@ -229,12 +277,27 @@ inline void multiply(const Plan& p, int64_t row, int64_t rows, int64_t panel, bo
         return Factors{a, pitch, b + s * p.padded * COLUMN, p.pitch, bytes, starts == nullptr ? nullptr : starts + s * PANEL};
     };
 #ifdef DITHER_TILES
+    if (tiles && p.passes * segments == 1) {  // while sums of a block are made, those of the one before become outputs
+        alignas(64) int32_t both[2][ROWS * HALF];
+        Behind behind{p, Block{}, nullptr};
+        const int64_t each = (ROWS + p.padded / STEP - 1) / (p.padded / STEP);
+        int64_t turn = 0;
+        for (int64_t v = 0; v < wanted; v += HALF)  // half a panel may stay in the first cache
+            for (int64_t r = row; r < row + rows; r += ROWS, turn ^= 1) {
+                const int64_t many = row + rows - r, rest = wanted - v;
+                by_tiles(factors(r, 0, p.padded), v, both[turn], [&] { behind.take(each); });
+                behind.block = Block{r, many < ROWS ? many : ROWS, panel, v, rest < HALF ? rest : HALF};
+                behind.sums = both[turn];
+            }
+        behind.take(ROWS);
+        return;
+    }
     if (tiles) {
         for (int64_t v = 0; v < wanted; v += HALF)  // half a panel may stay in the first cache
             for (int64_t r = row; r < row + rows; r += ROWS) {
                 const int64_t many = row + rows - r, rest = wanted - v;
                 const Block block{r, many < ROWS ? many : ROWS, panel, v, rest < HALF ? rest : HALF};
-                outputs<HALF>(p, block, [&](int64_t turn, int32_t* sums) { by_tiles(factors(r, turn, p.padded), v, sums); });
+                outputs<HALF>(p, block, [&](int64_t turn, int32_t* sums) { by_tiles(factors(r, turn, p.padded), v, sums, [] {}); });
             }
         return;
     }

@@ -10,16 +10,22 @@
 
 namespace dither {
 
-// One row of inputs.
+// One row of inputs. ``spare``: room for two.
 inline void take_row(const Plan& p, int64_t row, float* spare) {
     const Linear& call = p.call;
     const int64_t k = call.weight.inputs;
     const float* x = spare;
-    if (call.x_type == F32) x = static_cast<const float*>(call.x) + row * k;
+    const bool turned = call.rotation.pre != nullptr || call.rotation.signs != nullptr;
+    if (call.x_type == F32 && !(turned && call.norm.shift == nullptr)) x = static_cast<const float*>(call.x) + row * k;
     else widen(call.x, call.x_type, row * k, k, spare);
+    if (call.norm.shift != nullptr) {
+        modulated(x, k, call.norm, p.sample(row), call.narrow, spare);
+        x = spare;
+    }
+    if (turned) rotated(spare, k, call.rotation, call.narrow, spare + k);
     const int64_t per = call.segments / call.act_groups;  // segments that share a range
     for (int64_t g = 0; g < call.act_groups; ++g) {
-        const Range range = call.act_scale == nullptr ? range_of(x + g * per * p.size, per * p.size) : Range{};
+        const Range range = call.act_scale == nullptr ? range_of(x + g * per * p.size, per * p.size, p.even()) : Range{};
         for (int64_t pass = 0; pass < p.passes; ++pass) {
             const Codes may = codes_of(call.grid, pass);
             float scale;
@@ -131,7 +137,7 @@ inline void take_panel(const Plan& p, int64_t panel) {
 // Rows [first, last); those that are not there become 0, as tiles read them.
 inline void take_rows(const Plan& p, int64_t first, int64_t last) {
     static thread_local Scratch spare;
-    float* wide = spare.of<float>(p.call.weight.inputs);
+    float* wide = spare.of<float>(2 * p.call.weight.inputs);
     for (int64_t row = first; row < last; ++row) {
         if (row < p.call.rows) take_row(p, row, wide);
         else std::memset(p.a + row * p.passes * p.pitch, 0, static_cast<size_t>(p.passes * p.pitch));

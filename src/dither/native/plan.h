@@ -8,8 +8,11 @@
 #include <cstdint>
 
 #include "decode.h"
+#include "gelu.h"
 #include "inputs.h"
+#include "norm.h"
 #include "parallel.h"
+#include "rotate.h"
 
 namespace dither {
 
@@ -45,14 +48,37 @@ struct Linear {
     int64_t out_type;
     int64_t threads;
     int64_t tiles;          // whether AMX may be used
+    int64_t tokens;         // rows of a sample
+    int64_t before;         // rows that others take before these
+    int64_t narrow;         // whether each step before inputs are rounded ends in bfloat16, as if it were an operator
+    Modulation norm;        // of inputs, the first step
+    Rotation rotation;      // the second one
+    Gate gate;              // of outputs
 };
 
 // How it is done, and where.
 struct Plan {
-    explicit Plan(const Linear& linear) : call(linear) {}
     // All zero points of inputs are 128: what they subtract is known beforehand, and sums start there.
     bool even() const { return call.grid.symmetric && !call.grid.regions; }
-    Linear call;
+    // The sample that a row is of.
+    int64_t sample(int64_t row) const { return static_cast<int64_t>(static_cast<uint32_t>(call.before + row) / static_cast<uint32_t>(call.tokens)); }
+    // Whether another linear of the same inputs rounds them alike.
+    bool alike(const Plan& other) const {
+        const Linear &a = call, &b = other.call;
+        const bool same_x = a.x == b.x && a.x_type == b.x_type && a.rows == b.rows && a.norm.shift == b.norm.shift;
+        const bool same_grid = a.grid.bits == b.grid.bits && a.grid.symmetric == b.grid.symmetric && a.grid.regions == b.grid.regions;
+        const bool found_here = a.act_scale == nullptr && b.act_scale == nullptr;
+        return same_x && same_grid && found_here && a.act_groups == b.act_groups && a.segments == b.segments && size == other.size;
+    }
+    // Take over the other's codes.
+    void read(const Plan& other) {
+        a = other.a;
+        sx = other.sx;
+        zx = other.zx;
+        suma = other.suma;
+    }
+    Linear call{};
+    const Gelu* gelu = nullptr;  // of outputs, or null
     int64_t size = 0;    // inputs of a segment
     int64_t padded = 0;  // bytes of a segment
     int64_t pitch = 0;   // bytes of a row of the weight's values
@@ -72,12 +98,15 @@ inline bool fits(const Linear& call) {
     const Weight& w = call.weight;
     const int64_t most_groups = call.act_groups > call.weight_groups ? call.act_groups : call.weight_groups;
     if (call.rows < 1 || w.outputs < 1 || w.inputs < 1 || w.inputs > MOST_INPUTS || call.segments < most_groups) return false;
+    if (!fits(call.rotation, w.inputs)) return false;
+    if ((call.norm.shift != nullptr || call.gate.gate != nullptr) && call.tokens < 1) return false;
     if (w.inputs % call.segments || call.segments % call.act_groups || call.segments % call.weight_groups) return false;
     return w.kind != TRELLIS || (PANEL % w.dim == 0 && w.outputs % w.dim == 0);
 }
 
 inline Plan sized(const Linear& call) {
-    Plan p(call);
+    Plan p;
+    p.call = call;
     p.size = call.weight.inputs / call.segments;
     p.padded = up(p.size, STEP);
     p.pitch = p.padded * call.segments;

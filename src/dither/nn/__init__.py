@@ -3,6 +3,7 @@
 from dither.clock import Clock, Read
 from dither.nn.activation import QActivation
 from dither.nn.attention import QAttention, Widths, attention_layout, attention_tensors, detach, widths_of
+from dither.nn.block import QBlock
 from dither.nn.borrowed import SHARABLE, Borrowed, alike, equal, shared_modules
 from dither.nn.feed_forward import QFeedForward
 from dither.nn.install import build, fuse, install, lend, packed_tensors, replace
@@ -26,6 +27,7 @@ __all__ = [
     "PackedWeight",
     "QActivation",
     "QAttention",
+    "QBlock",
     "QFeedForward",
     "QLinear",
     "Read",

@@ -1,6 +1,6 @@
 """``QFeedForward``: a feed-forward part whose two linears run in one call, so that what is between them stays in the caches.
 
-    y = W2 act2( pre_scale2 * GELU( W1 act1(x) + b1 ) ) + b2
+    y = W2 act2( rotate2( pre_scale2 * GELU( W1 act1(x) + b1 ) ) ) + b2
 
 The four times wider activations between both are what a small transformer spends most of its time on: writing them, GELU, and
 rounding them. In one call they are made, and used up, some rows at a time, where native code runs both linears. Where kernels
@@ -10,6 +10,7 @@ nothing: GELU is the kernels' own in both cases, and both give the same bits.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -17,18 +18,19 @@ from diffusers.models.activations import GELU
 from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 
-from dither.kernels.cpu import CPU_INT8, feed_forward
-from dither.kernels.gpu import TRITON_INT8
+from dither.kernels.cpu import CPU_INT8, Around, Turn, feed_forward
+from dither.kernels.gpu import DTYPES, TRITON_INT8
 from dither.kernels.gpu import feed_forward as feed_forward_on_gpu
-from dither.kernels.native_ops import TYPES
+from dither.kernels.native_calls import TYPES
+from dither.kernels.native_ops import OPS
 from dither.nn.linear import QLinear
-from dither.spec import PER_TENSOR, LinearSpec
+from dither.spec import PER_TENSOR
 
-__all__ = ["NativeGELU", "QFeedForward"]
+__all__ = ["NativeGELU", "QFeedForward", "integers", "is_unwatched", "turned"]
 
 
 class NativeGELU(GELU):
-    """In place of a ``GELU`` of diffusers, whose linear it holds: GELU of the kernels behind a linear that they run.
+    """In place of a ``GELU`` of diffusers, whose linear it holds: GELU in native code behind a linear that runs there.
 
     Args:
         whole: the other.
@@ -41,12 +43,13 @@ class NativeGELU(GELU):
 
     def gelu(self, gate: Tensor) -> Tensor:
         """Of what the linear gives, (..., H)."""
-        linear = _integers(self.proj)
-        if linear is None or gate.dtype not in _dtypes(linear):
+        if gate.dtype in DTYPES and _on_gpu(self.proj) is not None:
+            given: Tensor = torch.ops.dither.triton_gelu(gate, self.approximate == "tanh")
+            return given
+        if gate.dtype not in TYPES or integers(self.proj) is None:
             y: Tensor = super().gelu(gate)
             return y
-        by = torch.ops.dither.gelu if linear.kernel is CPU_INT8 else torch.ops.dither.triton_gelu
-        found: Tensor = by(gate, self.approximate == "tanh")
+        found: Tensor = OPS.gelu(gate, self.approximate == "tanh")
         return found
 
 
@@ -64,20 +67,36 @@ class QFeedForward(FeedForward):
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., K) to (..., N)."""
+        found = self.together(hidden_states, Around())
+        found = self._on_gpu(hidden_states) if found is None else found
+        return self._one_by_one(hidden_states, *args, **kwargs) if found is None else found
+
+    def together(self, hidden_states: Tensor, around: Around) -> Tensor | None:
+        """(..., K) to (..., N) in one call, with what lies around; None where modules have to run one by one."""
         gelu, dropout, last, *rest = self.net
-        first, second = _integers(cast(nn.Module, gelu.proj)), _integers(last)
-        if first is None or second is None or first.kernel is not second.kernel:
-            return self._one_by_one(hidden_states, *args, **kwargs)
-        if hidden_states.dtype not in _dtypes(first) or not _takes(second.spec, hidden_states.dtype):
-            return self._one_by_one(hidden_states, *args, **kwargs)
-        if not _is_unwatched((gelu, first, dropout, second)):
-            return self._one_by_one(hidden_states, *args, **kwargs)
+        first, second = integers(cast(nn.Module, gelu.proj)), integers(last)
+        if first is None or second is None or not _takes(second, hidden_states.dtype):
+            return None
+        if not is_unwatched((gelu, first, dropout, second, *rest)) or any(type(m) is not nn.Dropout for m in rest):
+            return None
+        x, turn, around = turned(first, hidden_states, around)
+        between = second.turn(x.dtype)
+        assert between is not None  # see _takes
+        calls = first.inputs(x, first.bias, first.ways[0]), second.inputs(x, second.bias, second.ways[0])
+        return feed_forward(calls, (turn, between), gelu.approximate == "tanh", around)
+
+    def _on_gpu(self, hidden_states: Tensor) -> Tensor | None:
+        """By kernels of Triton; None where modules have to run one by one."""
+        gelu, dropout, last, *rest = self.net
+        first, second = _on_gpu(cast(nn.Module, gelu.proj)), _on_gpu(last)
+        if first is None or second is None or not _gives_rows(second, hidden_states.dtype):
+            return None
+        if not is_unwatched((gelu, first, dropout, second)):
+            return None
         x = first.transform(hidden_states)
-        one = first.inputs(x, first.bias, first.ways[0])
-        two = second.inputs(x, second.bias, second.ways[0])
+        one, two = first.inputs(x, first.bias, first.ways[0]), second.inputs(x, second.bias, second.ways[0])
         between = second.get_buffer("pre_scale").flatten() if second.spec.pre_scale else None
-        both = feed_forward if first.kernel is CPU_INT8 else feed_forward_on_gpu
-        y = both(one, two, between, gelu.approximate == "tanh")
+        y = feed_forward_on_gpu(one, two, between, gelu.approximate == "tanh")
         for module in rest:
             y = module(y)
         return y
@@ -87,27 +106,52 @@ class QFeedForward(FeedForward):
         return y
 
 
-def _integers(linear: nn.Module) -> QLinear | None:
-    """The linear, if a kernel of integers runs it, with nothing besides, and no gradient is asked for."""
+def turned(first: QLinear, x: Tensor, around: Around) -> tuple[Tensor, Turn, Around]:
+    """What ``first`` is given, what it does to it in the same call, and what is left to be done around it."""
+    turn = first.turn(x.dtype)
+    if turn is not None:
+        return x, turn, around
+    if around.shift is not None:
+        x, around = OPS.modulate(x, around.shift, around.scale, around.eps), replace(around, shift=None, scale=None)
+    return first.transform(x), Turn(), around
+
+
+def _on_gpu(linear: nn.Module) -> QLinear | None:
+    """The linear, if a kernel of Triton runs it on integers, with nothing besides, and no gradient is asked for."""
+    if (
+        type(linear) is not QLinear
+        or torch.is_grad_enabled()
+        or linear.spec.lowrank is not None
+        or linear.spec.time_bias
+    ):
+        return None
+    return linear if linear.kernel is TRITON_INT8 else None
+
+
+def _gives_rows(second: QLinear, dtype: torch.dtype) -> bool:
+    """Whether the second linear's inputs are rounded row by row, and scaled to the same bits."""
+    spec = second.spec
+    by_row = spec.act is not None and (spec.act.static or spec.act.grid.group != PER_TENSOR)
+    scaled = not spec.pre_scale or (spec.pre_scale == 1 and dtype == torch.float32)
+    return by_row and scaled and spec.rotation is None and dtype in DTYPES
+
+
+def integers(linear: nn.Module) -> QLinear | None:
+    """The linear, if native code runs it, with nothing besides, and no gradient is asked for."""
     if type(linear) is not QLinear or torch.is_grad_enabled():
         return None
     plain = linear.spec.lowrank is None and not linear.spec.time_bias
-    return linear if plain and any(linear.kernel is k for k in (CPU_INT8, TRITON_INT8)) else None
+    return linear if plain and linear.kernel is CPU_INT8 else None
 
 
-def _dtypes(linear: QLinear) -> Iterable[torch.dtype]:
-    """Of inputs that stay as they are between two linears of this one's kernel."""
-    return TYPES if linear.kernel is CPU_INT8 else (*TYPES, torch.float16)
-
-
-def _takes(spec: LinearSpec, dtype: torch.dtype) -> bool:
+def _takes(second: QLinear, dtype: torch.dtype) -> bool:
     """Whether the second linear's inputs can be made, and rounded, a few rows at a time, to the same bits."""
-    by_row = spec.act is not None and (spec.act.static or spec.act.grid.group != PER_TENSOR)
-    scaled = not spec.pre_scale or (spec.pre_scale == 1 and dtype == torch.float32)
-    return by_row and scaled and spec.rotation is None
+    act = second.spec.act
+    by_row = act is not None and (act.static or act.grid.group != PER_TENSOR)
+    return by_row and second.turn(dtype) is not None
 
 
-def _is_unwatched(modules: Iterable[nn.Module]) -> bool:
+def is_unwatched(modules: Iterable[nn.Module]) -> bool:
     """Whether no hook would miss that these modules run, and none of them drops anything."""
     if cast(Any, nn.modules.module)._has_any_global_hook():
         return False

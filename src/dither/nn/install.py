@@ -1,5 +1,7 @@
 """Putting quantized linears, attentions and timestep tables into a model, empty and ready to be loaded, as a plan says."""
 
+from typing import Any, cast
+
 import torch
 from diffusers.models.activations import GELU
 from diffusers.models.attention import FeedForward
@@ -9,6 +11,7 @@ from dither.clock import Clock, Read, start_clock
 from dither.errors import BadCheckpoint, BadFormat
 from dither.nn.activation import QActivation
 from dither.nn.attention import QAttention, widths_of
+from dither.nn.block import QBlock, takes
 from dither.nn.borrowed import Borrowed, alike
 from dither.nn.feed_forward import NativeGELU, QFeedForward
 from dither.nn.linear import QLinear
@@ -54,13 +57,20 @@ def lend(model: nn.Module, name: str, owner: str) -> Borrowed:
 
 
 def fuse(model: nn.Module) -> None:
-    """Put a ``QFeedForward`` in the place of every feed-forward part with a GELU and two quantized linears."""
+    """Put a ``QFeedForward`` in the place of every feed-forward part with a GELU and two quantized linears, a ``QBlock`` in
+    that of every block that it knows."""
     for name, module in list(model.named_modules()):
         if type(module) is not FeedForward or type(module.net[0]) is not GELU:
             continue
         if isinstance(module.net[0].proj, QLinear) and isinstance(module.net[2], QLinear):
             module.net[0] = NativeGELU(module.net[0])
             replace(model, name, QFeedForward(module))
+    blocks = [(name, module) for name, module in model.named_modules() if name and takes(module)]
+    for name, module in blocks:
+        replace(model, name, QBlock(cast(Any, module)))
+    whole = getattr(model, "_no_split_modules", None)  # of diffusers: classes that must stay on one device
+    if blocks and whole:
+        cast(Any, model)._no_split_modules = [*whole, QBlock.__name__]
 
 
 def install(

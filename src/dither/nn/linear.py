@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from dither.clock import Clock
 from dither.errors import BadFormat
 from dither.kernels import Inputs, Kernel, choose, is_simulated
-from dither.kernels.gradient import run
+from dither.kernels.cpu import Turn
+from dither.kernels.gradient import run, turned
+from dither.kernels.native_calls import TYPES
 from dither.nn.buffers import keep_dtypes, take
-from dither.numerics import decode, layout, rotate, table_layout, unrotate
+from dither.numerics import decode, layout, table_layout, unrotate
 from dither.packed import PackedWeight
 from dither.spec import Format, LinearSpec
 
@@ -175,7 +177,7 @@ class QLinear(nn.Linear):
 
     def transform(self, x: Tensor) -> Tensor:
         """``rotate(pre_scale * x)``, (..., K) in the dtype of x; for layers that read the same tensor only once."""
-        if not self.spec.pre_scale and self.spec.rotation is None:
+        if not self.transforms:
             return x
         if not self._may_share(x):
             return self._transform(x)
@@ -186,12 +188,36 @@ class QLinear(nn.Linear):
             last.put(x, key, found)
         return found
 
+    @property
+    def transforms(self) -> bool:
+        """Whether ``transform`` does anything."""
+        return bool(self.spec.pre_scale) or self.spec.rotation is not None
+
+    def transforms_like(self, other: "QLinear") -> bool:
+        """Whether both make the same of one tensor; False where that cannot be told."""
+        if not self.transforms and not other.transforms:
+            return True
+        known = not torch.compiler.is_compiling() and self.clock is other.clock
+        if not known or any(t.is_inference() for t in (*self._transforms(), *other._transforms())):
+            return False
+        return self._transform_key() == other._transform_key()
+
+    def turn(self, dtype: torch.dtype) -> Turn | None:
+        """What ``transform`` does to inputs of this dtype, for native code; None where it does not know it."""
+        spec = self.spec
+        if dtype not in TYPES or spec.pre_scale > 1 or (spec.pre_scale and dtype != torch.float32):
+            return None
+        pre = self.get_buffer("pre_scale").flatten() if spec.pre_scale else None
+        if spec.rotation is None:
+            return Turn(pre)
+        return Turn(pre, self.get_buffer("rotation_signs"), spec.rotation.block)
+
     def _transform(self, x: Tensor) -> Tensor:
         dtype = x.dtype
         if self.spec.pre_scale:
             x = x * self.clock.pick(self.get_buffer("pre_scale"), x).to(dtype)
         if self.spec.rotation is not None:
-            x = rotate(x, self.get_buffer("rotation_signs"), self.spec.rotation.block).to(dtype)  # it works in float32
+            x = turned(x, self.get_buffer("rotation_signs"), self.spec.rotation.block)
         return x
 
     def _may_share(self, x: Tensor) -> bool:

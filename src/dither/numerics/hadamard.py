@@ -31,7 +31,15 @@ from torch import Tensor
 
 from dither.errors import BadFormat
 
-__all__ = ["hadamard_matrix", "hadamard_order", "hadamard_transform", "random_signs", "rotate", "unrotate"]
+__all__ = [
+    "hadamard_matrix",
+    "hadamard_order",
+    "hadamard_transform",
+    "paley_matrix",
+    "random_signs",
+    "rotate",
+    "unrotate",
+]
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -61,6 +69,11 @@ def hadamard_matrix(n: int) -> Tensor:
     """The matrix H (n, n) of ``hadamard_transform``, not yet divided by sqrt(n): int8, entries -1 and +1."""
     order, power = hadamard_order(n)
     return torch.from_numpy(np.kron(_paley(order), _sylvester(power)))
+
+
+def paley_matrix(n: int) -> Tensor:
+    """Paley's part (K, K) of the matrix of order n, float32, entries -1 and +1; it must not be written."""
+    return torch.from_numpy(_wide_paley(hadamard_order(n)[0]))
 
 
 def hadamard_transform(x: Tensor) -> Tensor:
@@ -181,6 +194,11 @@ def _paley(order: int) -> npt.NDArray[np.int8]:
     plus, minus = np.array([[1, 1], [1, -1]], dtype=np.int8), np.array([[1, -1], [-1, -1]], dtype=np.int8)
     matrix: npt.NDArray[np.int8] = np.kron(core, plus) + np.kron(eye, minus)
     return matrix
+
+
+@lru_cache(maxsize=64)
+def _wide_paley(order: int) -> npt.NDArray[np.float32]:
+    return _paley(order).astype(np.float32)
 
 
 def _jacobsthal(p: int, m: int) -> npt.NDArray[np.int8]:
