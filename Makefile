@@ -1,8 +1,9 @@
 # make demo    quantize a small trained model, compare it with its original, write demo/report.html
 # make test    lint, types and tests
+# make test-gpu-kernels    kernels for NVIDIA GPUs in Triton's interpreter and in its compiler; no GPU is needed
 # make clean   remove what these made
 #
-# Both install into .venv what constraints.txt pins, once: again only when it or pyproject.toml changes.
+# All install into .venv what constraints.txt pins, once: again only when it or pyproject.toml changes.
 # PYTHON=python3.12 chooses the interpreter (3.10 or newer), VENV=... another place.
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PINS := pyproject.toml constraints.txt
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-gpu-kernels lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -22,6 +23,12 @@ demo: $(VENV)/.installed
 test: export OMP_WAIT_POLICY ?= PASSIVE
 test: lint
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+# Two processes: Triton's interpreter and its compiler cannot be mixed in one. Tests of the GPU itself are in the second.
+test-gpu-kernels: export OMP_WAIT_POLICY ?= PASSIVE
+test-gpu-kernels: $(VENV)/.installed-gpu
+	HF_HUB_OFFLINE=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/gpu
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/gpu
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -48,4 +55,9 @@ $(VENV)/.installed: $(VENV)/.torch
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) install --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+# Triton is large, and nothing else needs it.
+$(VENV)/.installed-gpu: $(VENV)/.installed-test
+	$(PIP) install --constraint constraints.txt --editable '.[test,gpu]'
 	@touch $@

@@ -30,6 +30,7 @@ GUIDES = (
     "evaluation",
     "results",
     "kernels",
+    "gpu",
     "cpu",
     "vidit-q",
     "q-dit",

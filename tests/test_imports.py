@@ -5,6 +5,7 @@ Imports inside functions and under TYPE_CHECKING count like all others.
 
 import ast
 import importlib
+import importlib.util
 import pkgutil
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +24,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "spec": {"errors"},
     "native": set(),
     "numerics": {"native", "spec", "errors"},
-    "kernels": {"native", "numerics", "spec", "errors"},
+    "gpu": {"native", "errors"},
+    "kernels": {"gpu", "native", "numerics", "spec", "errors"},
     "packed": {"errors"},
     "clock": {"errors"},
     "nn": {"kernels", "numerics", "spec", "packed", "clock", "errors"},
@@ -45,7 +47,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recorded": {"calibrate", "models", "evaluation", "weightfile", "errors"},
 }
 """Room -> the rooms that it may know. What is not listed stands above all of these, and only ``cli`` above that."""
-RUNNING = ("spec", "native", "numerics", "kernels", "packed", "clock", "nn", "models", "checkpoint", "integrations")
+RUNNING = (
+    "spec",
+    "native",
+    "gpu",
+    "numerics",
+    "kernels",
+    "packed",
+    "clock",
+    "nn",
+    "models",
+    "checkpoint",
+    "integrations",
+)
+TRITON = "dither.gpu.jit"
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 METHODS = ("stages", "recipes", "calibrate", "quantization")
 
 
@@ -172,7 +188,7 @@ def test_nothing_that_could_run_foreign_code(path):
 
 def test_every_exported_name_exists():
     for info in pkgutil.walk_packages([str(ROOT)], "dither."):
-        if info.name.endswith("__main__"):
+        if info.name.endswith("__main__") or (info.name.startswith(TRITON + ".") and not HAS_TRITON):
             continue
         module = importlib.import_module(info.name)
         names = getattr(module, "__all__", [])
@@ -180,13 +196,34 @@ def test_every_exported_name_exists():
         assert not [n for n in names if not hasattr(module, n)], info.name
 
 
-OPTIONAL = {"matplotlib", "sklearn", "skimage", "peft", "ray", "torch_fidelity", "lpips", "ImageReward", "playwright"}
+OPTIONAL = {
+    "triton",
+    "matplotlib",
+    "sklearn",
+    "skimage",
+    "peft",
+    "ray",
+    "torch_fidelity",
+    "lpips",
+    "ImageReward",
+    "playwright",
+}
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_what_is_optional_is_imported_where_it_is_used(path):
-    """Inside a function, so that ``import dither`` works without it."""
+    """Inside a function, so that ``import dither`` works without it; what is written in Triton is imported there as well."""
+    if module_name(path).startswith(TRITON + "."):
+        return
     for node in tree(path).body:
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         assert not {n.split(".")[0] for n in names} & OPTIONAL
+
+
+def test_triton_is_imported_where_kernels_start():
+    for path in FILES:
+        if module_name(path).startswith(TRITON):
+            continue
+        known = {i for node in tree(path).body if isinstance(node, ast.ImportFrom) for i in [node.module or ""]}
+        assert not any(name.startswith(TRITON) for name in known), path

@@ -39,12 +39,16 @@ def test_the_first_that_fits_wins(monkeypatch):
 
 
 def test_an_unknown_name_lists_the_known():
-    known = "cpu_int8, int8_mm, cpu_decode, dequantize, reference"
+    known = "cpu_int8, triton_int8, int8_mm, cpu_decode, triton_decode, dequantize, reference"
     with pytest.raises(DitherError, match=f"unknown kernel 'fast'; known are {known}"):
         named("fast")
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
+ON_CPU = [k for k in KERNELS if not k.name.startswith("triton_")]
+"""Those of Triton are held to the same in ``gpu/test_interpreted_linears.py``."""
+
+
+@pytest.mark.parametrize("kernel", ON_CPU, ids=lambda k: k.name)
 def test_a_kernel_leaves_its_inputs_alone(kernel):
     found = layer(tiny.W4 if kernel.name in ("cpu_decode", "dequantize") else ASYM)
     stored = found.stored()

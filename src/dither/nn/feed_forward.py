@@ -3,9 +3,10 @@
     y = W2 act2( rotate2( pre_scale2 * GELU( W1 act1(x) + b1 ) ) ) + b2
 
 The four times wider activations between both are what a small transformer spends most of its time on: writing them, GELU, and
-rounding them. In one call they are made, and used up, some rows at a time. It runs where native code runs both linears and
-nothing else looks at what is between; otherwise, and under autograd, its modules run one by one as they always do. To look
-changes nothing: GELU is native code's own in both cases, and both give the same bits.
+rounding them. In one call they are made, and used up, some rows at a time, where native code runs both linears. Where kernels
+of Triton do, GELU is made before the first one's output is written, and the second one's codes are made of that. Wherever
+something else looks at what is between, and under autograd, modules run one by one as they always do. To look changes
+nothing: GELU is the kernels' own in both cases, and both give the same bits.
 """
 
 from collections.abc import Iterable
@@ -18,6 +19,8 @@ from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 
 from dither.kernels.cpu import CPU_INT8, Around, Turn, feed_forward
+from dither.kernels.gpu import DTYPES, TRITON_INT8
+from dither.kernels.gpu import feed_forward as feed_forward_on_gpu
 from dither.kernels.native_calls import TYPES
 from dither.kernels.native_ops import OPS
 from dither.nn.linear import QLinear
@@ -40,6 +43,9 @@ class NativeGELU(GELU):
 
     def gelu(self, gate: Tensor) -> Tensor:
         """Of what the linear gives, (..., H)."""
+        if gate.dtype in DTYPES and _on_gpu(self.proj) is not None:
+            given: Tensor = torch.ops.dither.triton_gelu(gate, self.approximate == "tanh")
+            return given
         if gate.dtype not in TYPES or integers(self.proj) is None:
             y: Tensor = super().gelu(gate)
             return y
@@ -62,6 +68,7 @@ class QFeedForward(FeedForward):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., K) to (..., N)."""
         found = self.together(hidden_states, Around())
+        found = self._on_gpu(hidden_states) if found is None else found
         return self._one_by_one(hidden_states, *args, **kwargs) if found is None else found
 
     def together(self, hidden_states: Tensor, around: Around) -> Tensor | None:
@@ -78,6 +85,22 @@ class QFeedForward(FeedForward):
         calls = first.inputs(x, first.bias, first.ways[0]), second.inputs(x, second.bias, second.ways[0])
         return feed_forward(calls, (turn, between), gelu.approximate == "tanh", around)
 
+    def _on_gpu(self, hidden_states: Tensor) -> Tensor | None:
+        """By kernels of Triton; None where modules have to run one by one."""
+        gelu, dropout, last, *rest = self.net
+        first, second = _on_gpu(cast(nn.Module, gelu.proj)), _on_gpu(last)
+        if first is None or second is None or not _gives_rows(second, hidden_states.dtype):
+            return None
+        if not is_unwatched((gelu, first, dropout, second)):
+            return None
+        x = first.transform(hidden_states)
+        one, two = first.inputs(x, first.bias, first.ways[0]), second.inputs(x, second.bias, second.ways[0])
+        between = second.get_buffer("pre_scale").flatten() if second.spec.pre_scale else None
+        y = feed_forward_on_gpu(one, two, between, gelu.approximate == "tanh")
+        for module in rest:
+            y = module(y)
+        return y
+
     def _one_by_one(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y: Tensor = super().forward(hidden_states, *args, **kwargs)
         return y
@@ -91,6 +114,26 @@ def turned(first: QLinear, x: Tensor, around: Around) -> tuple[Tensor, Turn, Aro
     if around.shift is not None:
         x, around = OPS.modulate(x, around.shift, around.scale, around.eps), replace(around, shift=None, scale=None)
     return first.transform(x), Turn(), around
+
+
+def _on_gpu(linear: nn.Module) -> QLinear | None:
+    """The linear, if a kernel of Triton runs it on integers, with nothing besides, and no gradient is asked for."""
+    if (
+        type(linear) is not QLinear
+        or torch.is_grad_enabled()
+        or linear.spec.lowrank is not None
+        or linear.spec.time_bias
+    ):
+        return None
+    return linear if linear.kernel is TRITON_INT8 else None
+
+
+def _gives_rows(second: QLinear, dtype: torch.dtype) -> bool:
+    """Whether the second linear's inputs are rounded row by row, and scaled to the same bits."""
+    spec = second.spec
+    by_row = spec.act is not None and (spec.act.static or spec.act.grid.group != PER_TENSOR)
+    scaled = not spec.pre_scale or (spec.pre_scale == 1 and dtype == torch.float32)
+    return by_row and scaled and spec.rotation is None and dtype in DTYPES
 
 
 def integers(linear: nn.Module) -> QLinear | None:
