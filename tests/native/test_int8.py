@@ -17,7 +17,7 @@ using namespace dither;
 
 static uint32_t seed = 1;
 static uint32_t bits32() { return seed = seed * 1664525u + 1013904223u; }
-static float random_float() { return (bits32() >> 8) / 8388608.0f - 1.0f; }
+[[maybe_unused]] static float random_float() { return (bits32() >> 8) / 8388608.0f - 1.0f; }
 
 // A weight of exactly as many bytes as it takes, so that a byte too far is found.
 struct Made {
@@ -28,7 +28,7 @@ struct Made {
     Weight weight{};
 };
 
-static Made made(int64_t kind, int64_t bits, int64_t n, int64_t k, int64_t groups, bool zeros) {
+[[maybe_unused]] static Made made(int64_t kind, int64_t bits, int64_t n, int64_t k, int64_t groups, bool zeros) {
     Made m;
     const int64_t dim = kind == INTEGERS ? 0 : 4;
     const int64_t lines = kind == TRELLIS ? n / dim : n;
@@ -48,7 +48,7 @@ static Made made(int64_t kind, int64_t bits, int64_t n, int64_t k, int64_t group
     return m;
 }
 
-static void point(Made& m) {
+[[maybe_unused]] static void point(Made& m) {
     m.weight.codes = m.codes.data();
     m.weight.table = m.table.empty() ? nullptr : m.table.data();
 }

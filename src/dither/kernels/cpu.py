@@ -20,9 +20,9 @@ from torch import Tensor
 from dither.kernels.native_calls import FACTS, INTEGERS, MOST_ROWS, TRELLIS, TYPES, WORDS, has_few, means
 from dither.kernels.native_ops import OPS
 from dither.kernels.reference import DEQUANTIZE
-from dither.kernels.table import Inputs, Kernel, Shape, rows_of
+from dither.kernels.table import Inputs, Kernel, Shape, rows_of, takes
 from dither.numerics import dynamic_table, gaussian_words, groups, trellis_values
-from dither.spec import PER_TENSOR, Format, Gaussian, Grid, Int, LinearSpec, Nested, Trellis, TwoRegion
+from dither.spec import PER_TENSOR, Format, Gaussian, Int, LinearSpec, Nested, Trellis, TwoRegion
 
 __all__ = ["CPU_DECODE", "CPU_INT8", "Around", "Turn", "feed_forward", "linears", "rounds_alike"]
 
@@ -37,19 +37,10 @@ def _has_integers(fmt: Format | None) -> bool:
     return isinstance(fmt, Int | Nested | Gaussian)
 
 
-def _takes(grid: Grid) -> bool:
-    """Whether inputs may be rounded to this grid."""
-    if isinstance(grid, TwoRegion):
-        return grid.signed
-    return isinstance(grid, Int) and not (
-        grid.symmetric and grid.bits == 1
-    )  # codes of {-1, +1} are not integers in place
-
-
 def _fits(spec: LinearSpec, shape: Shape, device: torch.device) -> bool:
     if device.type != "cpu" or spec.act is None or not 0 < shape[1] <= _MOST_INPUTS:
         return False
-    return _has_integers(spec.weight) and _takes(spec.act.grid) and means() is not None
+    return _has_integers(spec.weight) and takes(spec.act.grid) and means() is not None
 
 
 def _fits_weight_only(spec: LinearSpec, shape: Shape, device: torch.device) -> bool:

@@ -18,9 +18,9 @@ from torch import Tensor
 from dither.gpu import MOST_ROWS, WHOLE, can_run
 from dither.gpu.inputs import Rows
 from dither.kernels.gpu_weights import group_counts, nibbles_of, prepare, prepare_weight_only, stored_as
-from dither.kernels.table import Inputs, Kernel, Shape, rows_of
+from dither.kernels.table import Inputs, Kernel, Shape, rows_of, takes
 from dither.numerics import dynamic_table, groups
-from dither.spec import PER_TENSOR, Gaussian, Grid, Int, LinearSpec, Nested, Trellis, TwoRegion
+from dither.spec import PER_TENSOR, Gaussian, Int, LinearSpec, Nested, Trellis, TwoRegion
 
 __all__ = ["DTYPES", "TRITON_DECODE", "TRITON_INT8", "feed_forward", "linear", "modulated", "modulated_feed_forward"]
 
@@ -30,7 +30,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def _fits(spec: LinearSpec, shape: Shape, device: torch.device) -> bool:
-    return spec.act is not None and _takes(spec.act.grid) and _has_integers(spec, shape) and can_run(device)
+    return spec.act is not None and takes(spec.act.grid) and _has_integers(spec, shape) and can_run(device)
 
 
 def _fits_weight_only(spec: LinearSpec, shape: Shape, device: torch.device) -> bool:
@@ -40,15 +40,6 @@ def _fits_weight_only(spec: LinearSpec, shape: Shape, device: torch.device) -> b
 def _has_integers(spec: LinearSpec, shape: Shape) -> bool:
     """Whether codes of the weight are, or name, integers, and not too many a row."""
     return isinstance(spec.weight, Int | Nested | Gaussian | Trellis) and min(shape) > 0 and shape[1] <= _MOST_INPUTS
-
-
-def _takes(grid: Grid) -> bool:
-    """Whether inputs may be rounded to this grid."""
-    if isinstance(grid, TwoRegion):
-        return grid.signed
-    return isinstance(grid, Int) and not (
-        grid.symmetric and grid.bits == 1
-    )  # codes of {-1, +1} are not integers in place
 
 
 def _weight(call: Inputs) -> Tensor:

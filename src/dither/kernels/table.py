@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from dither.errors import DitherError
-from dither.spec import LinearSpec
+from dither.spec import Grid, Int, LinearSpec, TwoRegion
 
-__all__ = ["KERNELS", "Inputs", "Kernel", "Shape", "choose", "is_simulated", "named", "rows_of"]
+__all__ = ["KERNELS", "Inputs", "Kernel", "Shape", "choose", "is_simulated", "named", "rows_of", "takes"]
 
 Shape: TypeAlias = tuple[int, int]
 """(N, K): outputs, inputs."""
@@ -96,3 +96,10 @@ def rows_of(t: Tensor, x: Tensor) -> Tensor:
     """Ranges that broadcast against (..., G) as (M, G), M rows of x, or as the one row (1, G) that serves all."""
     count = t.shape[-1]
     return t.reshape(1, count) if t.numel() == count else t.expand(*x.shape[:-1], count).reshape(-1, count)
+
+
+def takes(grid: Grid) -> bool:
+    """Whether codes of inputs on this grid are small integers in place, which kernels of int8 multiply."""
+    if isinstance(grid, TwoRegion):
+        return grid.signed
+    return isinstance(grid, Int) and not (grid.symmetric and grid.bits == 1)  # those of {-1, +1} are not in place
