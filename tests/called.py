@@ -2,9 +2,9 @@
 
 import torch
 
-from dither.kernels import choose, native_calls
+from dither.kernels import choose, means, native_calls
 from dither.kernels.table import Inputs
-from dither.native import library
+from dither.native import build, library
 from dither.numerics import encode
 from dither.spec import Act, Gaussian, Int, LinearSpec, Nested, Trellis, TwoRegion
 
@@ -34,3 +34,14 @@ def call_of(spec, x, n, seed=0):
 def forget():
     for cached in (library, native_calls._means, native_calls._has_few):
         cached.cache_clear()
+
+
+def instructions(monkeypatch):
+    """Names of the sets of instructions that this CPU has, as native code comes to use them; with the fixture ``afresh``."""
+    for name, (needs, _) in build.INSTRUCTIONS.items():
+        if needs and needs not in build._cpu().split():
+            continue
+        monkeypatch.setenv("DITHER_NATIVE", name)
+        forget()
+        assert means()
+        yield name

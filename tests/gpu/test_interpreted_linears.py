@@ -12,6 +12,7 @@ from nn.test_feed_forward import WIDTH, Block
 from dither.errors import DitherError
 from dither.gpu import few_rows, int8_weight
 from dither.kernels import gpu, gpu_weights, named
+from dither.kernels.integers import values_named
 from dither.kernels.table import Inputs
 from dither.nn import feed_forward as room
 from dither.nn import fuse
@@ -133,7 +134,7 @@ def test_decoded_trellises_are_those_that_are_stored(fmt):
     shape = (24, 20)
     stored = encode(torch.randn(shape), fmt)
     told = gpu_weights.stored_as(fmt, shape).numbers()
-    table = gpu_weights._table(fmt)
+    table = values_named(fmt)
     assert torch.equal(int8_weight(stored["codes"], None, table, told), trellis_codes(stored, fmt, shape))
 
 

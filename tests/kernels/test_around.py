@@ -4,13 +4,12 @@ import copy
 
 import pytest
 import torch
-from called import SPECS, call_of, forget
+from called import SPECS, call_of, instructions
 
 from dither.errors import DitherError
 from dither.kernels import KERNELS, Kernel, cpu, means
 from dither.kernels.gradient import turned
 from dither.kernels.native_ops import OPS
-from dither.native import build
 from dither.numerics import random_signs, rotate
 from dither.spec import PER_TENSOR, Act, Int, LinearSpec
 
@@ -112,12 +111,7 @@ def test_a_turn_that_does_not_fit_is_refused(wrong):
 def test_norms_and_rotations_give_the_same_bits_on_all_instructions(afresh, monkeypatch):
     x, shift, scale, *_ = inputs()
     signs, found = random_signs(WIDTH, 1), []
-    for name, (needs, _) in build.INSTRUCTIONS.items():
-        if needs and needs not in build._cpu().split():
-            continue
-        monkeypatch.setenv("DITHER_NATIVE", name)
-        forget()
-        assert means()
+    for _ in instructions(monkeypatch):
         found.append(OPS.turn(OPS.modulate(x, shift, scale, 1e-6), *cpu.Turn(None, signs, 24).tensors, 24))
     assert all(torch.equal(y, found[0]) for y in found)
 
@@ -144,7 +138,6 @@ def test_what_does_not_fit_is_refused_before_it_is_read():
 
 
 def test_inputs_that_are_rounded_otherwise_do_not_go_together():
-    shape = (MANY, WIDTH)
     for other in (
         LinearSpec(Int(8), Act(Int(7))),
         LinearSpec(Int(8), Act(Int(8, False))),
@@ -154,11 +147,11 @@ def test_inputs_that_are_rounded_otherwise_do_not_go_together():
         LinearSpec(Int(8), Act(Int(8), static=True)),
         LinearSpec(Int(8)),
     ):
-        assert not cpu.rounds_alike(PLAIN, other, shape, shape)
-        assert cpu.rounds_alike(other, other, shape, shape) == (
+        assert not cpu.rounds_alike(PLAIN, other, WIDTH)
+        assert cpu.rounds_alike(other, other, WIDTH) == (
             other.act is not None and not other.act.static and other.act.grid.group != PER_TENSOR
         )
-    assert cpu.rounds_alike(PLAIN, LinearSpec(Int(4, False), Act(Int(8))), shape, (96, WIDTH))
+    assert cpu.rounds_alike(PLAIN, LinearSpec(Int(4, False), Act(Int(8))), WIDTH)
     x, *_ = inputs()
     given = [*cpu._given(call(PLAIN, x), x), *cpu._given(call(LinearSpec(Int(8), Act(Int(7))), x), x)]
     with pytest.raises(DitherError, match="native code does not know"):

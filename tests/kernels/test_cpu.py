@@ -3,13 +3,12 @@
 import pytest
 import tiny
 import torch
-from called import CPU, SPECS, call_of, forget
+from called import CPU, SPECS, call_of, instructions
 from torch import nn
 
 from dither.errors import DitherError
 from dither.kernels import choose, cpu, means, named
 from dither.kernels.table import Inputs
-from dither.native import build
 from dither.nn import build as built
 from dither.numerics import act_quantize, decode, dynamic_table, encode, layout
 from dither.spec import Act, Int, LinearSpec, Trellis
@@ -22,11 +21,7 @@ pytestmark = pytest.mark.skipif(means() is None, reason="no native code on this 
 def test_all_instructions_and_threads_give_the_same_bits(spec, rows, afresh, monkeypatch):
     x = torch.randn(rows, 72, generator=torch.Generator().manual_seed(1))
     before, found = torch.get_num_threads(), []
-    for name, (needs, _) in build.INSTRUCTIONS.items():
-        if needs and needs not in build._cpu().split():
-            continue
-        monkeypatch.setenv("DITHER_NATIVE", name)
-        forget()
+    for _ in instructions(monkeypatch):
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
             kernel, call = call_of(spec, x, 80)
@@ -163,12 +158,7 @@ def test_gelu_is_torchs_but_for_the_last_places(tanh, dtype):
 
 def test_feed_forward_gives_the_same_bits_on_all_instructions(afresh, monkeypatch):
     found = []
-    for name, (needs, _) in build.INSTRUCTIONS.items():
-        if needs and needs not in build._cpu().split():
-            continue
-        monkeypatch.setenv("DITHER_NATIVE", name)
-        forget()
-        assert means()
+    for _ in instructions(monkeypatch):
         x, one, two = both_linears(70)
         found.append(torch.ops.dither.feed_forward_int8(x, [], 0.0, [0, 0], one, two, [], False, 72))
     assert all(torch.equal(y, found[0]) for y in found)

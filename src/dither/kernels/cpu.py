@@ -17,11 +17,12 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from dither.kernels.integers import is_sign, unread, values_named, whole
 from dither.kernels.native_calls import FACTS, INTEGERS, MOST_ROWS, TRELLIS, TYPES, WORDS, has_few, means
 from dither.kernels.native_ops import OPS
 from dither.kernels.reference import DEQUANTIZE
 from dither.kernels.table import Inputs, Kernel, Shape, rows_of, takes
-from dither.numerics import dynamic_table, gaussian_words, groups, trellis_values
+from dither.numerics import dynamic_table, groups, trellis_values
 from dither.spec import PER_TENSOR, Format, Gaussian, Int, LinearSpec, Nested, Trellis, TwoRegion
 
 __all__ = ["CPU_DECODE", "CPU_INT8", "Around", "Turn", "feed_forward", "linears", "rounds_alike"]
@@ -53,12 +54,10 @@ def _facts(spec: LinearSpec, shape: Shape) -> list[int]:
     facts = {"outputs": n, "inputs": k, **_weight_facts(spec, shape)}
     if spec.act is not None:
         grid = spec.act.grid
-        many = groups(k, grid.group)
-        segments = k // math.gcd(k // many, k // facts["weight_groups"])
         regions = isinstance(grid, TwoRegion)
         signed = isinstance(grid, Int) and grid.symmetric
         facts |= {"act_bits": grid.bits, "act_symmetric": int(signed), "act_regions": int(regions)}
-        facts |= {"act_groups": many, "segments": segments}
+        facts |= {"act_groups": groups(k, grid.group), "segments": _segments(spec, k)}
     return [facts.get(name, 0) for name in FACTS]
 
 
@@ -70,39 +69,31 @@ def _weight_facts(spec: LinearSpec, shape: Shape) -> dict[str, int]:
         return {"kind": TRELLIS, "bits": fmt.bits, **tile, "scale_rows": n, "weight_groups": 1}
     if isinstance(fmt, Gaussian):
         return {"kind": WORDS, "bits": fmt.bits, "dim": fmt.dim, "scale_rows": n, "weight_groups": 1}
-    whole = _whole(fmt)
-    facts = {"kind": INTEGERS, "bits": whole.bits, "weight_groups": groups(k, whole.group)}
-    facts["scale_rows"] = 1 if whole.group == PER_TENSOR else n
-    if isinstance(fmt, Nested):
-        unread = whole.bits - fmt.bits
-        facts |= {"ones": (1 << unread) - 1, "turn": (1 << unread - 1) - 1}
-    if _is_sign(whole):
+    stored = whole(fmt)
+    facts = {"kind": INTEGERS, "bits": stored.bits, "weight_groups": _weight_groups(fmt, k), **unread(fmt)}
+    facts["scale_rows"] = 1 if stored.group == PER_TENSOR else n
+    if is_sign(stored):
         return {**facts, "kind": WORDS, "dim": 1}
-    if whole.symmetric:
-        sign = 1 << whole.bits - 1
-        return facts if whole.bits == 8 else {**facts, "flip": sign, "sub": sign}
-    return {**facts, "flip": 128, "zero_moved": 128} if whole.bits == 8 else facts
+    if stored.symmetric:
+        sign = 1 << stored.bits - 1
+        return facts if stored.bits == 8 else {**facts, "flip": sign, "sub": sign}
+    return {**facts, "flip": 128, "zero_moved": 128} if stored.bits == 8 else facts
 
 
-def _whole(fmt: Format | None) -> Int:
-    """The integers that are stored."""
-    whole = fmt.whole if isinstance(fmt, Nested) else fmt
-    assert isinstance(whole, Int)  # see _has_integers
-    return whole
+def _weight_groups(fmt: Format | None, k: int) -> int:
+    """Groups of a row's K inputs whose weights have scales of their own."""
+    return 1 if isinstance(fmt, Trellis | Gaussian) else groups(k, whole(fmt).group)
 
 
-def _is_sign(fmt: Int) -> bool:
-    """Codes of 0 and 1 stand for -1 and +1."""
-    return fmt.symmetric and fmt.bits == 1
+def _segments(spec: LinearSpec, k: int) -> int:
+    """Parts of a row's K inputs that share all scales, on both sides."""
+    assert spec.act is not None  # see _fits
+    return k // math.gcd(k // groups(k, spec.act.grid.group), k // _weight_groups(spec.weight, k))
 
 
 def _table(fmt: Format | None) -> Tensor | None:
     """What codes are looked up in, int8."""
-    if isinstance(fmt, Trellis):
-        return _pairs(fmt.states, fmt.bits) if _has_pairs(fmt) else trellis_values(fmt.states)
-    if isinstance(fmt, Gaussian):
-        return gaussian_words(fmt)
-    return torch.tensor([-1, 1], dtype=torch.int8) if _is_sign(_whole(fmt)) else None
+    return _pairs(fmt.states, fmt.bits) if isinstance(fmt, Trellis) and _has_pairs(fmt) else values_named(fmt)
 
 
 def _has_pairs(fmt: Trellis) -> bool:
@@ -166,7 +157,7 @@ class Turn:
 
     @property
     def tensors(self) -> list[Tensor | None]:
-        """As operators take them; none where nothing happens."""
+        """As operators take them."""
         return [self.pre, self.signs]
 
 
@@ -192,11 +183,11 @@ class Around:
         return [self.shift, self.scale, self.gate, self.residual, *turn.tensors]
 
 
-def rounds_alike(one: LinearSpec, other: LinearSpec, shape: Shape, other_shape: Shape) -> bool:
-    """Whether two linears that ``CPU_INT8`` runs turn one tensor into the same codes, by ranges that each row has itself."""
+def rounds_alike(one: LinearSpec, other: LinearSpec, inputs: int) -> bool:
+    """Whether two linears of ``inputs`` that ``CPU_INT8`` runs turn one tensor into the same codes, by each row's range."""
     if one.act is None or one.act.static or one.act.grid.group == PER_TENSOR or one.act != other.act:
         return False
-    return shape[1] == other_shape[1] and _facts(one, shape)[-1] == _facts(other, other_shape)[-1]  # segments
+    return _segments(one, inputs) == _segments(other, inputs)
 
 
 def linears(calls: Sequence[Inputs], turn: Turn, around: Around) -> list[Tensor]:

@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from dither.gpu import INTEGERS, SIGNED, TRELLIS, UNSIGNED, WHOLE, WORDS, Stored
+from dither.kernels.integers import is_sign, unread, values_named, whole
 from dither.kernels.table import Shape
 from dither.numerics import (
     gaussian_codes,
-    gaussian_words,
     groups,
     high_bits,
     trellis_codes,
-    trellis_values,
     unpack_int,
 )
 from dither.spec import Format, Gaussian, Int, LinearSpec, Nested, Trellis
@@ -32,39 +31,15 @@ def stored_as(fmt: Format | None, shape: Shape) -> Stored:
         return Stored(TRELLIS, n, k, fmt.bits, dim=fmt.rows, columns=fmt.columns, states=fmt.states)
     if isinstance(fmt, Gaussian):
         return Stored(WORDS, n, k, fmt.bits, dim=fmt.dim)
-    whole = _whole(fmt)
-    many = groups(k, whole.group)
-    if _is_sign(whole):
+    stored = whole(fmt)
+    many = groups(k, stored.group)
+    if is_sign(stored):
         return Stored(WORDS, n, k, 1, groups=many)
-    found = Stored(INTEGERS, n, k, whole.bits, groups=many)
-    if isinstance(fmt, Nested):
-        unread = whole.bits - fmt.bits
-        found = replace(found, ones=(1 << unread) - 1, turn=(1 << unread - 1) - 1)
-    sign = 1 << whole.bits - 1
-    if whole.symmetric:
+    found = Stored(INTEGERS, n, k, stored.bits, groups=many, **unread(fmt))
+    sign = 1 << stored.bits - 1
+    if stored.symmetric:
         return replace(found, flip=sign, sub=sign)
-    return replace(found, sub=sign) if whole.bits == 8 else found
-
-
-def _whole(fmt: Format | None) -> Int:
-    """The integers that are stored."""
-    whole = fmt.whole if isinstance(fmt, Nested) else fmt
-    assert isinstance(whole, Int)  # see _fits
-    return whole
-
-
-def _is_sign(fmt: Int) -> bool:
-    """Codes of 0 and 1 stand for -1 and +1."""
-    return fmt.symmetric and fmt.bits == 1
-
-
-def _table(fmt: Format | None) -> Tensor | None:
-    """What codes are looked up in, int8."""
-    if isinstance(fmt, Trellis):
-        return trellis_values(fmt.states)
-    if isinstance(fmt, Gaussian):
-        return gaussian_words(fmt)
-    return torch.tensor([-1, 1], dtype=torch.int8) if _is_sign(_whole(fmt)) else None
+    return replace(found, sub=sign) if stored.bits == 8 else found
 
 
 def nibbles_of(spec: LinearSpec, shape: Shape) -> int:
@@ -79,11 +54,11 @@ def nibbles_of(spec: LinearSpec, shape: Shape) -> int:
 
 def _moved(spec: LinearSpec, shape: Shape) -> int | None:
     """How far codes are moved where the product itself corrects zero points; None where they are subtracted before."""
-    if not isinstance(spec.weight, Int | Nested) or _whole(spec.weight).symmetric:
+    if not isinstance(spec.weight, Int | Nested) or whole(spec.weight).symmetric:
         return None
     if nibbles_of(spec, shape) == UNSIGNED:
         return 8
-    return 128 if _whole(spec.weight).bits == 8 else None
+    return 128 if whole(spec.weight).bits == 8 else None
 
 
 def _integers(spec: LinearSpec, shape: Shape, weight: Mapping[str, Tensor]) -> Tensor:
@@ -93,18 +68,18 @@ def _integers(spec: LinearSpec, shape: Shape, weight: Mapping[str, Tensor]) -> T
         return trellis_codes(weight, fmt, shape)
     if isinstance(fmt, Gaussian):
         return gaussian_codes(weight, fmt, shape)
-    whole = _whole(fmt)
-    codes = unpack_int(weight, whole, shape[1])
+    stored = whole(fmt)
+    codes = unpack_int(weight, stored, shape[1])
     codes = high_bits(codes, fmt) if isinstance(fmt, Nested) else codes
     wide = codes.to(torch.int16)
-    if _is_sign(whole):
+    if is_sign(stored):
         wide = 2 * wide - 1
-    elif not whole.symmetric:
+    elif not stored.symmetric:
         moved = _moved(spec, shape)
         zero = (
             _per_row(weight["zero"], shape)
             .to(torch.int16)
-            .repeat_interleave(shape[1] // groups(shape[1], whole.group), 1)
+            .repeat_interleave(shape[1] // groups(shape[1], stored.group), 1)
         )
         wide = wide - (zero if moved is None else moved)
     return wide.to(torch.int8)
@@ -133,7 +108,7 @@ def prepare_weight_only(spec: LinearSpec, shape: Shape, weight: Mapping[str, Ten
     ready = {"scale": _per_row(weight["scale"].float(), shape)}
     if "zero" in weight:
         ready["zero"] = _per_row(weight["zero"], shape)
-    table = _table(spec.weight)
+    table = values_named(spec.weight)
     return ready if table is None else {**ready, "table": table.to(weight["codes"].device)}
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dither.kernels.cpu import Turn
 from dither.kernels.native_calls import TYPES, means
 from dither.kernels.native_ops import OPS
 from dither.kernels.table import Inputs, Kernel
@@ -50,7 +49,7 @@ def turned(x: Tensor, signs: Tensor, block: int) -> Tensor:
 
 
 def _turned(x: Tensor, signs: Tensor, block: int) -> Tensor:
-    y: Tensor = OPS.turn(x, *Turn(None, signs, block).tensors, block)
+    y: Tensor = OPS.turn(x, None, signs, block)
     return y
 
 

@@ -101,7 +101,7 @@ def linears_int8(
         held.append(in_order(*tensors))
         made.append(x.new_empty(*x.shape[:-1], many))
         calls[i] = Linear(**linear(told, rows, *held[-1]), **ends(x, made[-1]), **beside, narrow=narrow)
-        beside = {name: value for name, value in beside.items() if name in ("shift", "tokens")}  # of the first one
+        beside = {}  # the others read the codes of the first one
     done(rows and native("int8").dither_linears(calls, c_int64(len(outputs))), told, rows)
     del held, kept  # until now
     return made

@@ -210,15 +210,13 @@ extern "C" int64_t dither_around(const Around* call) try {
             widen(call->x, call->type, at, width, y);
             if (call->norm.shift != nullptr) modulated(y, width, call->norm, sample, call->type == BF16, y);
             rotated(y, width, call->rotation, call->type == BF16, y + width);
-            if (call->gate.gate != nullptr) {
-                const float* gate = call->gate.gate + sample * call->gate.stride;
+            if (call->gate.gate != nullptr)
                 for (int64_t i = 0; i < width; i += LANES) {
                     const int64_t left = width - i;
-                    Floats v = fused(some(gate + i, left), some(y + i, left), some(call->gate.residual, call->type, at + i, left));
+                    Floats v = gated(call->gate, sample, i, at + i, call->type, left, some(y + i, left));
                     if (call->type == BF16) v = as_bf16(v);
                     std::memcpy(y + i, &v, static_cast<size_t>(left < LANES ? left : LANES) * sizeof(float));
                 }
-            }
             narrowed(y, width, call->type, at, call->out);
         }
     });

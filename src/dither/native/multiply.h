@@ -145,16 +145,21 @@ inline Floats some(const void* p, int64_t type, int64_t at, int64_t left) {
     return from_bf16(in);
 }
 
+// residual + gate y, of outputs from ``column`` of a sample's gate and from ``at`` of the residual on.
+inline Floats gated(const Gate& by, int64_t sample, int64_t column, int64_t at, int64_t type, int64_t left, Floats y) {
+    return fused(some(by.gate + sample * by.stride + column, left), y, some(by.residual, type, at, left));
+}
+
 // Outputs [column, column + many) of a row, from their values.
 inline void put(const Plan& p, int64_t row, int64_t column, int64_t many, Floats* f) {
     const Linear& call = p.call;
     int64_t to = row * call.weight.outputs + column;
     if (call.gate.gate != nullptr) {
-        const float* gate = call.gate.gate + p.sample(row) * call.gate.stride + column;
+        const int64_t sample = p.sample(row);
         for (int64_t v = 0; v * LANES < many; ++v) {
-            const int64_t at = v * LANES, left = many - at;
+            const int64_t at = v * LANES;
             const Floats y = call.out_type == F32 ? f[v] : as_bf16(f[v]);  // as if the gate were an operator of its own
-            f[v] = fused(some(gate + at, left), y, some(call.gate.residual, call.out_type, to + at, left));
+            f[v] = gated(call.gate, sample, column + at, to + at, call.out_type, many - at, y);
         }
     }
     for (int64_t v = 0; v * LANES < many; ++v, to += LANES) {

@@ -65,7 +65,7 @@ struct Plan {
     // Whether another linear of the same inputs rounds them alike.
     bool alike(const Plan& other) const {
         const Linear &a = call, &b = other.call;
-        const bool same_x = a.x == b.x && a.x_type == b.x_type && a.rows == b.rows && a.norm.shift == b.norm.shift;
+        const bool same_x = a.x == b.x && a.x_type == b.x_type && a.rows == b.rows;
         const bool same_grid = a.grid.bits == b.grid.bits && a.grid.symmetric == b.grid.symmetric && a.grid.regions == b.grid.regions;
         const bool found_here = a.act_scale == nullptr && b.act_scale == nullptr;
         return same_x && same_grid && found_here && a.act_groups == b.act_groups && a.segments == b.segments && size == other.size;

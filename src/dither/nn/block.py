@@ -152,6 +152,8 @@ def _is_self_attention(attention: Attention) -> bool:
 
 def _read_alike(one: QLinear, *others: QLinear) -> bool:
     """Whether they turn one tensor into the same codes."""
+    inputs = one.in_features
     return all(
-        one.transforms_like(other) and rounds_alike(one.spec, other.spec, one.shape, other.shape) for other in others
+        other.in_features == inputs and one.transforms_like(other) and rounds_alike(one.spec, other.spec, inputs)
+        for other in others
     )

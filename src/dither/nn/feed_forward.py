@@ -18,13 +18,14 @@ from diffusers.models.activations import GELU
 from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 
+from dither.kernels import Kernel
 from dither.kernels.cpu import CPU_INT8, Around, Turn, feed_forward
 from dither.kernels.gpu import DTYPES, TRITON_INT8
 from dither.kernels.gpu import feed_forward as feed_forward_on_gpu
 from dither.kernels.native_calls import TYPES
 from dither.kernels.native_ops import OPS
 from dither.nn.linear import QLinear
-from dither.spec import PER_TENSOR
+from dither.spec import PER_TENSOR, LinearSpec
 
 __all__ = ["NativeGELU", "QFeedForward", "integers", "is_unwatched", "turned"]
 
@@ -43,7 +44,7 @@ class NativeGELU(GELU):
 
     def gelu(self, gate: Tensor) -> Tensor:
         """Of what the linear gives, (..., H)."""
-        if gate.dtype in DTYPES and _on_gpu(self.proj) is not None:
+        if gate.dtype in DTYPES and integers(self.proj, TRITON_INT8) is not None:
             given: Tensor = torch.ops.dither.triton_gelu(gate, self.approximate == "tanh")
             return given
         if gate.dtype not in TYPES or integers(self.proj) is None:
@@ -88,7 +89,7 @@ class QFeedForward(FeedForward):
     def _on_gpu(self, hidden_states: Tensor) -> Tensor | None:
         """By kernels of Triton; None where modules have to run one by one."""
         gelu, dropout, last, *rest = self.net
-        first, second = _on_gpu(cast(nn.Module, gelu.proj)), _on_gpu(last)
+        first, second = integers(cast(nn.Module, gelu.proj), TRITON_INT8), integers(last, TRITON_INT8)
         if first is None or second is None or not _gives_rows(second, hidden_states.dtype):
             return None
         if not is_unwatched((gelu, first, dropout, second)):
@@ -116,39 +117,29 @@ def turned(first: QLinear, x: Tensor, around: Around) -> tuple[Tensor, Turn, Aro
     return first.transform(x), Turn(), around
 
 
-def _on_gpu(linear: nn.Module) -> QLinear | None:
-    """The linear, if a kernel of Triton runs it on integers, with nothing besides, and no gradient is asked for."""
-    if (
-        type(linear) is not QLinear
-        or torch.is_grad_enabled()
-        or linear.spec.lowrank is not None
-        or linear.spec.time_bias
-    ):
-        return None
-    return linear if linear.kernel is TRITON_INT8 else None
-
-
-def _gives_rows(second: QLinear, dtype: torch.dtype) -> bool:
-    """Whether the second linear's inputs are rounded row by row, and scaled to the same bits."""
-    spec = second.spec
-    by_row = spec.act is not None and (spec.act.static or spec.act.grid.group != PER_TENSOR)
-    scaled = not spec.pre_scale or (spec.pre_scale == 1 and dtype == torch.float32)
-    return by_row and scaled and spec.rotation is None and dtype in DTYPES
-
-
-def integers(linear: nn.Module) -> QLinear | None:
-    """The linear, if native code runs it, with nothing besides, and no gradient is asked for."""
+def integers(linear: nn.Module, kernel: Kernel = CPU_INT8) -> QLinear | None:
+    """The linear, if this kernel runs it, with nothing besides, and no gradient is asked for."""
     if type(linear) is not QLinear or torch.is_grad_enabled():
         return None
     plain = linear.spec.lowrank is None and not linear.spec.time_bias
-    return linear if plain and linear.kernel is CPU_INT8 else None
+    return linear if plain and linear.kernel is kernel else None
 
 
 def _takes(second: QLinear, dtype: torch.dtype) -> bool:
     """Whether the second linear's inputs can be made, and rounded, a few rows at a time, to the same bits."""
-    act = second.spec.act
-    by_row = act is not None and (act.static or act.grid.group != PER_TENSOR)
-    return by_row and second.turn(dtype) is not None
+    return _by_row(second.spec) and second.turn(dtype) is not None
+
+
+def _gives_rows(second: QLinear, dtype: torch.dtype) -> bool:
+    """Whether the second linear's inputs are rounded row by row, and scaled to the same bits, by kernels of Triton."""
+    spec = second.spec
+    scaled = not spec.pre_scale or (spec.pre_scale == 1 and dtype == torch.float32)
+    return _by_row(spec) and scaled and spec.rotation is None and dtype in DTYPES
+
+
+def _by_row(spec: LinearSpec) -> bool:
+    """Whether a row of inputs is rounded without a look at others."""
+    return spec.act is not None and (spec.act.static or spec.act.grid.group != PER_TENSOR)
 
 
 def is_unwatched(modules: Iterable[nn.Module]) -> bool:

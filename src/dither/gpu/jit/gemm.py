@@ -16,13 +16,15 @@ __all__ = ["multiply", "multiply_groups", "multiply_nibbles"]
 
 
 @triton.jit
-def place(across, down, WIDE: tl.constexpr):
-    """Which tile a program computes, (across, down): WIDE rows of tiles share what they read of the other operand."""
+def place(M, N, BM: tl.constexpr, BN: tl.constexpr):
+    """Rows and columns of the tile that a program computes: eight rows of tiles share what they read of the other operand."""
+    across, down = tl.cdiv(M, BM), tl.cdiv(N, BN)
     pid = tl.program_id(0)
-    width = WIDE * down
-    first = (pid // width) * WIDE
-    size = tl.minimum(across - first, WIDE)
-    return first + (pid % width) % size, (pid % width) // size
+    width = 8 * down
+    first = (pid // width) * 8
+    size = tl.minimum(across - first, 8)
+    m = (first + (pid % width) % size) * BM + tl.arange(0, BM)
+    return m, (pid % width) // size * BN + tl.arange(0, BN)
 
 
 @triton.jit
@@ -109,9 +111,7 @@ def multiply(
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """One tile (BM, BN); one scale a row on either side."""
-    pm, pn = place(tl.cdiv(M, BM), tl.cdiv(N, BN), 8)
-    m = pm * BM + tl.arange(0, BM)
-    n = pn * BN + tl.arange(0, BN)
+    m, n = place(M, N, BM, BN)
     k = tl.arange(0, BK)
     a_at = a + (m % M).to(tl.int64)[:, None] * K + k[None, :]  # rows beyond the last are read again, and not written
     w_at = w + (n % N).to(tl.int64)[None, :] * K + k[:, None]
@@ -149,9 +149,7 @@ def multiply_nibbles(
     have their even columns first, odd ones behind. Unsigned codes become signed by flipping their highest bits: they move
     by -8. The weight is the first operand, in registers, where it is shifted; the tile is computed transposed.
     """
-    pm, pn = place(tl.cdiv(M, BM), tl.cdiv(N, BN), 8)
-    m = pm * BM + tl.arange(0, BM)
-    n = pn * BN + tl.arange(0, BN)
+    m, n = place(M, N, BM, BN)
     k = tl.arange(0, BK)  # of pairs
     half = K // 2
     a_at = a + (m % M).to(tl.int64)[None, :] * K + k[:, None]
@@ -192,9 +190,7 @@ def multiply_groups(
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """The same with groups of columns on either side: SEGMENTS runs of SIZE columns lie in one group each."""
-    pm, pn = place(tl.cdiv(M, BM), tl.cdiv(N, BN), 8)
-    m = pm * BM + tl.arange(0, BM)
-    n = pn * BN + tl.arange(0, BN)
+    m, n = place(M, N, BM, BN)
     k = tl.arange(0, BK)
     mask_m, mask_n = m < M, n < N
     a_row = a + (m % M).to(tl.int64)[:, None] * K

@@ -60,6 +60,24 @@ def write_rows(
 
 
 @triton.jit
+def read_rows(x, COUNT, SIZE, HALVES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """This program's rows of x (COUNT, SIZE) as float32, 0 where a mask ends; and r, c, where c is read, and both masks.
+
+    HALVES: even columns come first, odd ones behind, as packed 4-bit weights want them.
+    """
+    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    c = tl.arange(0, BLOCK)
+    rows, columns = r < COUNT, c < SIZE
+    at = c
+    if HALVES:
+        half = SIZE // 2
+        at = (c % half) * 2 + c // half
+    mask = rows[:, None] & columns[None, :]
+    y = tl.load(x + r.to(tl.int64)[:, None] * SIZE + at[None, :], mask=mask, other=0.0).to(tl.float32)
+    return y, r, c, at, rows, columns
+
+
+@triton.jit
 def quantize_rows(
     x, codes, scale, zero, sums, table, table_zero, between, COUNT, SIZE, STRIDE, GROUPS,
     BITS: tl.constexpr, SYMMETRIC: tl.constexpr, GELU: tl.constexpr, HALVES: tl.constexpr,
@@ -71,17 +89,9 @@ def quantize_rows(
         table, table_zero: static ranges, a row of GROUPS for every STRIDE; None: dynamic.
         between: what columns are multiplied by behind GELU, or None.
         GELU: 0 none, 1 by tanh, 2 by erf; rounded to the dtype of x.
-        HALVES: even columns are written first, odd ones behind, as packed 4-bit weights want them.
+        HALVES: as of ``read_rows``.
     """
-    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    c = tl.arange(0, BLOCK)
-    rows, columns = r < COUNT, c < SIZE
-    at = c
-    if HALVES:
-        half = SIZE // 2
-        at = (c % half) * 2 + c // half
-    mask = rows[:, None] & columns[None, :]
-    y = tl.load(x + r.to(tl.int64)[:, None] * SIZE + at[None, :], mask=mask, other=0.0).to(tl.float32)
+    y, r, c, at, rows, columns = read_rows(x, COUNT, SIZE, HALVES, ROWS, BLOCK)
     if GELU == 1:
         y = gelu_tanh(y).to(x.dtype.element_ty).to(tl.float32)
     if GELU == 2:
@@ -104,15 +114,8 @@ def modulated_rows(
     Args:
         shift, gain: a row for every sample, ACROSS elements from one to the next.
     """
-    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    c = tl.arange(0, BLOCK)
-    rows, columns = r < COUNT, c < SIZE
-    at = c
-    if HALVES:
-        half = SIZE // 2
-        at = (c % half) * 2 + c // half
+    y, r, c, at, rows, columns = read_rows(x, COUNT, SIZE, HALVES, ROWS, BLOCK)
     mask = rows[:, None] & columns[None, :]
-    y = tl.load(x + r.to(tl.int64)[:, None] * SIZE + at[None, :], mask=mask, other=0.0).to(tl.float32)
     mean = tl.sum(y, 1) / SIZE
     y = tl.where(mask, y - mean[:, None], 0.0)
     y = y * tl.rsqrt(tl.sum(y * y, 1) / SIZE + EPS)[:, None]
