@@ -80,9 +80,13 @@ def test_a_row_is_measured_once_with_a_saved_checkpoint(tmp_path):
     assert without_cost(measure(PLAIN, FEW, tmp_path, evaluate)) == without_cost(FOUND)
     assert len(seen) == 1
     assert "model_index.json" in seen[0]
-    assert not list(tmp_path.glob("*/packed"))
+    (cost,) = tmp_path.glob("packed/*/cost.json")
+    made = cost.stat().st_mtime_ns
     assert without_cost(measure(PLAIN, Pictures(n=5), tmp_path, evaluate)) == without_cost(FOUND)
     assert len(seen) == 2
+    assert cost.stat().st_mtime_ns == made, "other pictures come from the same checkpoint"
+    assert without_cost(measure(PLAIN, Pictures(seed=1), tmp_path, evaluate)) == without_cost(FOUND)
+    assert len(list(tmp_path.glob("packed/*/cost.json"))) == 2
 
 
 def test_an_interrupted_row_keeps_its_checkpoint_and_a_failed_one_its_sentence(tmp_path):
@@ -95,7 +99,7 @@ def test_an_interrupted_row_keeps_its_checkpoint_and_a_failed_one_its_sentence(t
 
     with pytest.raises(KeyboardInterrupt):
         measure(PLAIN, FEW, tmp_path, interrupted)
-    assert len(list(tmp_path.glob("*/packed"))) == 1
+    assert len(list(tmp_path.glob("packed/*/checkpoint"))) == 1
     assert measure(PLAIN, FEW, tmp_path, failing) == {"failed": "BadValue: pictures hold NaN"}
     assert without_cost(measure(PLAIN, FEW, tmp_path, lambda *_: FOUND)) == without_cost(FOUND)
 

@@ -1,12 +1,12 @@
 """One row, the way a user goes: quantize, save, load, evaluate. Whatever goes wrong in it becomes the row's result.
 
-Results of finished rows, and the checkpoint of an unfinished one, are kept in a folder under what determines them, so that
-an interrupted run goes on. A failed row is tried again by the next run.
+Checkpoints, and results of finished rows, are kept in a folder under what determines them, so that an interrupted run goes
+on, and other pictures of a row (another number of steps) are drawn from the same checkpoint. A failed row is tried again by
+the next run.
 """
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -65,12 +65,10 @@ def measure(asked: Asked, pictures: Pictures, work: Path, evaluate: Evaluate = e
     """Contents of ``eval.json`` of a row, from the folder where it is there, or ``{"failed": sentence}``."""
     try:
         kept = _evaluation(asked, pictures, work)
-        folder = kept.parent
         if not kept.is_file():
-            made = packed(asked, pictures.seed, folder / "packed", work)
-            cost = json.loads((folder / "cost.json").read_text(encoding="utf-8"))
+            made = packed(asked, pictures.seed, work)
+            cost = json.loads((made.parent / "cost.json").read_text(encoding="utf-8"))
             write_result(kept, {**evaluate(made, asked, pictures, work), "quantize": cost})
-            shutil.rmtree(folder / "packed")
         found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
     except Exception as e:  # one row must not end a run of hours; its reader learns what became of it
         return {"failed": f"{type(e).__name__}: {e}"}
@@ -89,8 +87,12 @@ def _evaluation(asked: Asked, pictures: Pictures, work: Path) -> Path:
 
 def digest(asked: Asked, pictures: Pictures) -> str:
     """What determines a row: weights, recipe as it is, calibration, pictures, version."""
+    return _digest_of_row(asked, asdict(pictures))
+
+
+def _digest_of_row(asked: Asked, *what: Any) -> str:
     recipe = recipe_to(resolve_recipe(asked.recipe, asked.bits, asked.settings))
-    return _digest(asked.model, recipe, asdict(Calibration()), asdict(pictures), dither.__version__)
+    return _digest(asked.model, recipe, asdict(Calibration()), *what, dither.__version__)
 
 
 def _digest(model: str, *what: Any) -> str:
@@ -100,8 +102,9 @@ def _digest(model: str, *what: Any) -> str:
     return found.hexdigest()
 
 
-def packed(asked: Asked, seed: int, target: Path, work: Path) -> Path:
-    """``dither quantize``, unless an interrupted run did it."""
+def packed(asked: Asked, seed: int, work: Path) -> Path:
+    """``dither quantize``, unless an earlier run did it: the checkpoint, with what it cost beside it."""
+    target = work / "packed" / _digest_of_row(asked, seed) / "checkpoint"
     if not target.is_dir():
         full = open_source(asked.model)
         storage = stored_dtype(full.weight_files)
