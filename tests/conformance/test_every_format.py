@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dither.errors import BadFormat
 from dither.kernels import KERNELS, choose, is_simulated, means, named
 from dither.kernels.int8 import _matmul
-from dither.kernels.native_calls import _has_few, _means
+from dither.kernels.native_calls import _has, _means
 from dither.native import library
 from dither.nn import Clock, QLinear, TimedLinear, ViewedLinear, build
 from dither.numerics import act_codes, act_values, decode, dynamic_table, rotate, unpack_int
@@ -378,10 +378,10 @@ def rows(table):
 def torch_alone(monkeypatch):
     """No native code."""
     monkeypatch.setenv("DITHER_NATIVE", "off")
-    for cached in (library, _means, _has_few):
+    for cached in (library, _means, _has):
         cached.cache_clear()
     yield
-    for cached in (library, _means, _has_few):
+    for cached in (library, _means, _has):
         cached.cache_clear()
 
 

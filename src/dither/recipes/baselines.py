@@ -2,7 +2,7 @@
 
 from dither.recipes.entry import Entry
 from dither.spec import Act, Bits, Int
-from dither.stages import Assign, Clip, Gptq, Ranges, Rotate, Rtn, Smooth, Stage
+from dither.stages import Assign, Attention, Clip, Gptq, Ranges, Rotate, Rtn, Smooth, Stage
 
 __all__ = ["ENTRIES"]
 
@@ -14,7 +14,8 @@ def _assign(bits: Bits) -> Assign:
 
 
 def _rtn(bits: Bits) -> tuple[Stage, ...]:
-    return (_assign(bits), Rtn(), Ranges())
+    """``attention.bits=8`` and ``attention.probs=8`` quantize attention's products as well."""
+    return (_assign(bits), Attention(bits=None, channels=True), Rtn(), Ranges())
 
 
 def _rtn_clip(bits: Bits) -> tuple[Stage, ...]:
