@@ -1,5 +1,5 @@
-"""What can run here. Kernels of Triton: Triton itself, a CUDA device, and tensor cores that multiply int8. Products of float8:
-tensor cores that multiply those, by torch."""
+"""What can run here. For kernels of Triton: Triton itself, a CUDA device, and tensor cores that multiply int8. For torch's
+products of float8: tensor cores that multiply those."""
 
 import importlib.util
 import logging

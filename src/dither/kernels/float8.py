@@ -3,13 +3,12 @@
     y = s_x s_w sum_k a c + bias        a, c: the E4M3 numbers of ``numerics.float8``;  s_x per row or tensor, s_w per output
 
 Products of two E4M3 numbers are exact, and sums are float32's: without ``use_fast_accum``, which keeps fewer bits. On Hopper
-and on Blackwell's data center GPUs scales and bias are applied to a bfloat16 output inside the call (row-wise scaling). For
-outputs of another dtype, which that does not give everywhere, a bias of another dtype, and other GPUs the call returns float32
-sums of unscaled numbers, and the rest is done behind it: row-wise products went to another stream on Ada (pytorch issue
-177651) and are wrong on small Blackwells (192707) in some releases.
+and on Blackwell's data center GPUs, an output in bfloat16 is scaled and gets its bias inside the call (row-wise scaling).
+Otherwise the call returns float32 sums of unscaled numbers, and the rest is done behind it: not all releases scale rows for
+other outputs, and some do it in the wrong stream on Ada (pytorch issue 177651) or wrongly on small Blackwells (192707).
 
-The CPU runs the same calls, by decoding first: that is no arithmetic of 8 bits, so that the kernel is not chosen there, and
-tests check it there.
+The CPU runs the same calls, by decoding first. That is no arithmetic of 8 bits, so that the kernel is not chosen there; tests
+check it there.
 """
 
 from collections.abc import Mapping

@@ -40,7 +40,8 @@ def _run_weight_only(call: Inputs) -> Tensor:
     fmt, (n, k) = call.spec.weight, call.shape
     bias = None if call.bias is None else call.bias.to(call.x.dtype)
     rows = max(1, _CACHED // k)
-    if isinstance(fmt, Int | Float8 | Nested) and n > rows and call.x.device.type == "cpu" and not torch.compiler.is_compiling():
+    large = n > rows and call.x.device.type == "cpu" and not torch.compiler.is_compiling()
+    if large and isinstance(fmt, Int | Float8 | Nested):
         return _run_in_parts(call, fmt, bias, rows)
     weight = call.weight["dense"] if fmt is None else decode(call.weight, fmt, call.shape)  # (N, K)
     return F.linear(call.x, weight.to(call.x.dtype), bias)

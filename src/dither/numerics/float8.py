@@ -7,9 +7,9 @@ the mantissa,
 
     e > 0    q = +-2^(e - 7) (1 + m / 8)        e = 0    q = +-2^-6 (m / 8)        (1111, 111) is NaN, which no weight has
 
-so that 448 is the largest number. The cast makes NaN of what is larger, hence the clamp: finite values stay finite. What an
-input holds of NaN is NaN afterwards, and nothing else. Scales are as those of ``integer``: (..., G), or (1, ..., 1) per tensor,
-and 0 where they would be below the smallest normal float32.
+so that 448 is the largest number. The cast makes NaN of what is larger, hence the clamp: finite values stay finite. NaN stays
+NaN. Scales are as those of ``integer``: (..., G), or (1, ..., 1) per tensor, and 0 where they would be below the smallest
+normal float32.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,8 +1,8 @@
 """What a quantized model is, as plain data: formats, layer specs, the plan, the recipe that found it. No torch here.
 
 A *format* says how a weight is stored (``Int``, ``Float8``, ``Nested``, ``Codebook``, ``Gaussian``, ``Trellis``), a *grid*
-how an activation is rounded (``Int``, ``Float8``, ``TwoRegion``, ``Log2``). A ``LinearSpec`` says what one linear computes, an
-``AttentionSpec`` what attention's products read, a ``TableSpec`` that a timestep embedder is a table of its outputs:
+how an activation is rounded (``Int``, ``Float8``, ``TwoRegion``, ``Log2``). A ``LinearSpec`` says what one linear computes,
+an ``AttentionSpec`` what attention's products read, a ``TableSpec`` that a timestep embedder is a table of its outputs:
 
     y = decode(weight) . act( rotate( pre_scale * x ) ) + bias + time_bias            # x (..., K), y (..., N)
 
