@@ -54,7 +54,7 @@ def test_some_weights_of_a_known_format_suffice():
     specs = {"a": LinearSpec(Codebook(2, 16)), "b": LinearSpec(Int(4)), "c": LinearSpec()}
     check_some("gptq", "integers", ["b"], specs)
     check_some("gptq", "integers", [], {"c": LinearSpec(act=Act(Int(8)))})  # nothing to round at all
-    with pytest.raises(BadRecipe, match="gptq works on integers, .*'a' for one codebook 16x2"):
+    with pytest.raises(BadRecipe, match=r"gptq works on integers, .*'a' for one codebook 16x2"):
         check_some("gptq", "integers", [], specs)
 
 
