@@ -22,7 +22,7 @@ def check_some(stage: str, known: str, found: Collection[str], specs: Mapping[st
     if others and not found:
         name, fmt = others[0]
         raise BadRecipe(
-            f"{stage} works on {known}, and no layer is to have such weights, '{name}' for one {fmt}: leave '{stage}' out"
+            f"{stage} works on {known}, and no layer is to have such weights ('{name}': {fmt}): leave '{stage}' out"
         )
 
 
