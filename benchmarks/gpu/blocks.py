@@ -1,5 +1,6 @@
 """A block of a DiT in plain torch, and the same on dither's kernels, every fusion of theirs included."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +12,7 @@ from dither.kernels.gpu import linear, modulated, modulated_feed_forward
 from dither.kernels.table import Inputs
 from dither.nn import QLinear, build
 from dither.numerics import encode, layout
-from dither.spec import Act, Int, LinearSpec, Trellis
+from dither.spec import Act, Float8, Int, LinearSpec, Trellis
 
 EPS = 1e-6
 PARTS = ("qkv", "proj", "fc1", "fc2")
@@ -77,10 +78,24 @@ class Quantized(nn.Module):
         return modulated_feed_forward(*both, shift2, gain2, EPS, True, gate2, x)
 
 
-class Simulated(Block):
-    """A quantized block that decodes and rounds in floating point, as the reference does: what ``Quantized`` must give."""
+class InFloat8(Block):
+    """The same block with linears of float8, and modulation as recipes have it beside them.
 
-    def __init__(self, quantized: Quantized) -> None:
+    What is between products is left to torch's compiler, as in blocks that peers quantize.
+    """
+
+    def __init__(self, whole: Block) -> None:
+        nn.Module.__init__(self)
+        self.heads = whole.heads
+        for name in PARTS:
+            self.add_module(name, packed(getattr(whole, name), LinearSpec(Float8(), Act(Float8()))))
+        self.ada = packed(whole.ada, LinearSpec(Int(8)))
+
+
+class Simulated(Block):
+    """A quantized block that decodes and rounds in floating point, as the reference does: what it must give."""
+
+    def __init__(self, quantized: Quantized | InFloat8) -> None:
         nn.Module.__init__(self)
         self.heads = quantized.heads
         for name in (*PARTS, "ada"):
@@ -126,9 +141,13 @@ def packed(dense: nn.Linear, spec: LinearSpec) -> QLinear:
     tensors = random_codes(w, spec.weight) if isinstance(spec.weight, Trellis) else encode(w, spec.weight or Int(8))
     found = {f"weight_{name}": t for name, t in tensors.items()}
     if spec.act is not None and spec.act.static:
+        assert isinstance(spec.act.grid, Int)
         found["act_scale"] = torch.full((1, 1), 6.0 / 127, device=w.device)
     layer.load(found).requires_grad_(False)
-    layer.kernel = named("triton_int8" if spec.act is not None else "triton_decode")
+    if spec.act is None:
+        layer.kernel = named("triton_decode")
+    else:
+        layer.kernel = named("scaled_mm" if isinstance(spec.weight, Float8) else "triton_int8")
     return layer
 
 
@@ -150,9 +169,14 @@ def denoiser(size: Size, device: str, dtype: torch.dtype, blocks: int | None = N
     return Denoiser(made)
 
 
-def quantized(model: Denoiser, bits: int, static: bool) -> Denoiser:
+def replaced(model: Denoiser, make: Callable[[Block], nn.Module]) -> Denoiser:
     """Block by block in place, so that no more than one block is there twice."""
     for i, block in enumerate(model.blocks):
         assert isinstance(block, Block)
-        model.blocks[i] = Quantized(block, bits, static)
+        model.blocks[i] = make(block)
     return model
+
+
+def quantized(model: Denoiser, bits: int, static: bool) -> Denoiser:
+    """With ``Quantized`` blocks."""
+    return replaced(model, lambda block: Quantized(block, bits, static))

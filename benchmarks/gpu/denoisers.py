@@ -8,13 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu.blocks import FLUX, XL, Block, Denoiser, Quantized, Simulated, Size, denoiser, quantized
+from benchmarks.gpu.blocks import (
+    FLUX,
+    XL,
+    Block,
+    Denoiser,
+    InFloat8,
+    Quantized,
+    Simulated,
+    Size,
+    denoiser,
+    quantized,
+    replaced,
+)
 from benchmarks.gpu.clock import Budget, called, replayed
 from benchmarks.gpu.layers import attempt, distance
 from dither.errors import DitherError
 
 MOST_ERROR = 2e-2
 """Of one block against its simulation, relative: attention is bfloat16 in both, and codes next to ties differ."""
+MOST_ERROR_OF_FLOAT8 = 6e-2
+"""The same in float8: codes are up to 1/8 apart, so that what bfloat16 rounds differently weighs more. Linears alone are held
+against float64."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +61,10 @@ def eager(size: Size) -> Denoiser:
 
 def compiled(size: Size) -> Denoiser:
     """Block by block: one compilation serves all."""
-    model = eager(size)
+    return _compiled(eager(size))
+
+
+def _compiled(model: Denoiser) -> Denoiser:
     for block in model.blocks:
         block.compile(dynamic=False)
     return model
@@ -61,13 +79,19 @@ def ours(bits: int, static: bool = False) -> Make:
     return make
 
 
+def ours_float8(size: Size) -> Denoiser:
+    model = replaced(eager(size), InFloat8)
+    check(model.blocks[0], size)
+    return _compiled(model)
+
+
 def check(block: nn.Module, size: Size) -> None:
     """DitherError if a block is not what its simulation gives."""
-    assert isinstance(block, Quantized)
+    assert isinstance(block, Quantized | InFloat8)
     x, c = inputs(Case("check", size, 2, 64))
     with torch.no_grad():
         error = distance(block(x, c) - x, Simulated(block)(x, c) - x)
-    if error > MOST_ERROR:
+    if error > (MOST_ERROR if isinstance(block, Quantized) else MOST_ERROR_OF_FLOAT8):
         raise DitherError(f"a block is wrong by {error:.2g}: not timed")
 
 
@@ -88,9 +112,7 @@ def _torchao(size: Size, config: Any) -> Denoiser:
 
     model = eager(size)
     quantize_(model, config, filter_fn=lambda module, name: isinstance(module, nn.Linear) and not name.endswith("ada"))
-    for block in model.blocks:
-        block.compile(dynamic=False)
-    return model
+    return _compiled(model)
 
 
 def gemlite_int8(size: Size) -> Denoiser:
@@ -101,8 +123,7 @@ def gemlite_int8(size: Size) -> Denoiser:
         assert isinstance(block, Block)
         for name in ("qkv", "proj", "fc1", "fc2"):
             setattr(block, name, make.from_linear(getattr(block, name)))
-        block.compile(dynamic=False)
-    return model
+    return _compiled(model)
 
 
 BASE = "bfloat16 compiled"
@@ -111,6 +132,7 @@ VARIANTS: dict[str, Make] = {
     BASE: compiled,
     "ours w8a8": ours(8),
     "ours w8a8 static": ours(8, static=True),
+    "ours fp8": ours_float8,
     "ours w4a8": ours(4),
     "ours w2a8": ours(2),
     "torchao int8": torchao_int8,

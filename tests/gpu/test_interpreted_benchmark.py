@@ -4,7 +4,7 @@ import pytest
 import torch
 from lanes import interpreted, silent
 
-from benchmarks.gpu.blocks import Block, Quantized, Simulated, Size, denoiser, quantized
+from benchmarks.gpu.blocks import Block, InFloat8, Quantized, Simulated, Size, denoiser, quantized
 from benchmarks.gpu.layers import arguments, distance, expected
 from benchmarks.gpu.tiles import AFTER
 from dither.gpu import SIGNED, WHOLE
@@ -22,6 +22,14 @@ def test_a_block_is_its_simulation(bits, static):
     x, c = torch.randn(2, 6, 64), torch.randn(2, 64)
     with torch.no_grad():
         assert distance(block(x, c), Simulated(block)(x, c)) < 5e-3  # codes next to ties
+
+
+def test_a_block_of_float8_is_its_simulation():
+    torch.manual_seed(0)
+    block = InFloat8(Block(SMALL).requires_grad_(False))
+    x, c = torch.randn(2, 6, 64), torch.randn(2, 64)
+    with torch.no_grad():
+        assert distance(block(x, c), Simulated(block)(x, c)) < 2e-2
 
 
 def test_eight_bits_are_near_full_precision():

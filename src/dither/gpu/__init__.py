@@ -4,7 +4,7 @@ Importing this needs no Triton, and starts nothing.
 """
 
 from dither.gpu.inputs import int8_modulated, int8_rotated, int8_rows
-from dither.gpu.machine import can_run, is_interpreted
+from dither.gpu.machine import can_run, is_interpreted, multiplies_float8, scales_rows
 from dither.gpu.products import SIGNED, UNSIGNED, WHOLE, int8_product, int8_product_codes
 from dither.gpu.weights import INTEGERS, MOST_ROWS, TRELLIS, WORDS, Stored, few_rows, int8_weight
 
@@ -26,4 +26,6 @@ __all__ = [
     "int8_rows",
     "int8_weight",
     "is_interpreted",
+    "multiplies_float8",
+    "scales_rows",
 ]
