@@ -29,7 +29,16 @@ from dither.nn.activation import QActivation
 from dither.numerics import Layout, table_layout
 from dither.spec import AttentionSpec
 
-__all__ = ["PART", "QAttention", "Widths", "attention_layout", "attention_tensors", "detach", "widths_of"]
+__all__ = [
+    "PART",
+    "QAttention",
+    "Widths",
+    "attention_layout",
+    "attention_tensors",
+    "detach",
+    "products_of",
+    "widths_of",
+]
 
 PART = "quantized"
 """Name of the ``QAttention`` among an attention's modules, a part of its tensors' names."""
@@ -144,6 +153,10 @@ class QAttention(nn.Module):
         ]
         return self
 
+    def only_hooks(self, attention: nn.Module) -> bool:
+        """Whether nothing but this is told when the attention runs."""
+        return {*attention._forward_pre_hooks, *attention._forward_hooks} == {hook.id for hook in self._hooks}
+
     def _begin(self, attention: nn.Module, args: tuple[Any, ...]) -> None:
         self._running.append(_Intercepted(self.attend))
         self._running[-1].__enter__()  # type: ignore[no-untyped-call]
@@ -220,10 +233,16 @@ class QAttention(nn.Module):
         ]
 
 
+def products_of(attention: nn.Module) -> QAttention | None:
+    """What computes an attention's products in its place, if something does."""
+    found = dict(attention.named_children()).get(PART)
+    return found if isinstance(found, QAttention) else None
+
+
 def detach(attention: nn.Module) -> None:
     """Let an attention compute its products itself again."""
-    old = dict(attention.named_children()).get(PART)
-    if isinstance(old, QAttention):
+    old = products_of(attention)
+    if old is not None:
         for hook in old._hooks:
             hook.remove()
         delattr(attention, PART)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from dither.kernels.cpu import Around, linears, rounds_alike
 from dither.kernels.native_calls import TYPES, means
 from dither.kernels.native_ops import OPS
+from dither.nn.attention import PART, products_of
 from dither.nn.feed_forward import QFeedForward, integers, is_unwatched, turned
 from dither.nn.linear import QLinear
 
@@ -128,12 +129,15 @@ def _attended(attention: Attention, x: Tensor, around: Around) -> Tensor | None:
         return None
     q, k, v = cast(list[QLinear], readers)
     assert last is not None
-    if not _read_alike(q, k, v) or not is_unwatched((attention, q, k, v, last, *attention.to_out)):
+    products = products_of(attention)
+    hooked = (attention,) if products is None or not products.only_hooks(attention) else ()
+    if not _read_alike(q, k, v) or not is_unwatched((*hooked, q, k, v, last, *attention.to_out)):
         return None
     seen, turn, before = turned(q, x, Around(around.shift, around.scale, around.eps))
     made = linears([linear.inputs(seen, linear.bias, linear.ways[0]) for linear in (q, k, v)], turn, before)
     a, b, c = (t.view(*t.shape[:2], attention.heads, -1).transpose(1, 2) for t in made)  # (B, H, T, D / H)
-    y = nn.functional.scaled_dot_product_attention(a, b, c).transpose(1, 2).flatten(2)
+    attend = nn.functional.scaled_dot_product_attention if products is None else products.attend
+    y = attend(a, b, c).transpose(1, 2).flatten(2)
     y, turn, behind = turned(last, y, Around(gate=around.gate, residual=around.residual))
     return linears([last.inputs(y, last.bias, last.ways[0])], turn, behind)[0]
 
@@ -143,9 +147,9 @@ def _is_self_attention(attention: Attention) -> bool:
     if type(attention) is not Attention or not isinstance(attention.processor, AttnProcessor2_0):
         return False
     parts = ("spatial_norm", "group_norm", "norm_q", "norm_k", "norm_cross")
-    known = {"to_q", "to_k", "to_v", "to_out", *parts}
+    known = {"to_q", "to_k", "to_v", "to_out", PART, *parts}
     if any(name not in known for name, part in attention.named_children() if part is not None):
-        return False  # quantized products, for one
+        return False
     plain = all(getattr(attention, name) is None for name in parts) and not attention.residual_connection
     return plain and attention.rescale_output_factor == 1
 
