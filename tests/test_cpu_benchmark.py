@@ -80,7 +80,7 @@ def test_every_way_of_a_layer_is_its_reference_and_as_far_from_float32_as_its_bi
 def test_ways_of_a_block_quantize_its_linears_and_not_its_embedders():
     block, model = models.model_cases(TINY, blocks=2)
     for case, count in ((block, 7), (model, 14)):
-        made = ways.in_way(case.module, ways.WAYS["W4A8"])
+        made = ways.in_way(case.module, ways.WAYS["W4A8"], case.inputs[0])
         quantized = ways.quantized_layers(made)
         assert len(quantized) == count
         assert sum(layer.spec.act is None for layer in quantized) == count // 7  # modulation

@@ -16,8 +16,8 @@ from typing import Any
 
 from benchmarks.common import RESULTS, command_of, environment, write_result
 
-PARTS = ("layers", "models", "zoo", "memory")
-TIMED = PARTS[:3]
+PARTS = ("layers", "models", "zoo", "attention", "memory")
+TIMED = PARTS[:4]
 ROUNDS = 7
 
 

@@ -22,8 +22,8 @@ TOKENS = 256
 PICTURES, STEPS, GUIDANCE = 16, 10, 1.5
 WAYS = (
     "float32", "float32, compiled", "bfloat16", "bfloat16, compiled", "W8A8 without native code", "W8A8", "W8A8, rotated",
-    "W8A8 in bfloat16", "W8A8 in bfloat16, compiled", "W4A8", "W4A8 in bfloat16", "W4A8, groups of 128", "W3A8, trellis",
-    "W2A8, trellis", "W2A8, universal words",
+    "W8A8 in bfloat16", "W8A8 in bfloat16, compiled", "W8A8, attention too", "W8A8, attention too, in bfloat16", "W4A8",
+    "W4A8 in bfloat16", "W4A8, groups of 128", "W3A8, trellis", "W2A8, trellis", "W2A8, universal words",
 )  # fmt: skip
 
 

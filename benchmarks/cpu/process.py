@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import write_result
+from benchmarks.cpu.attention_sizes import attention_cases
 from benchmarks.cpu.layers import layer_cases
 from benchmarks.cpu.models import model_cases, zoo_cases
 from benchmarks.cpu.peers import PEERS
@@ -23,6 +24,7 @@ CASES: Mapping[str, Callable[[], Iterator[Case]]] = {
     "layers": layer_cases,
     "models": model_cases,
     "zoo": zoo_cases,
+    "attention": attention_cases,
 }
 """Parts that are timed, and their cases."""
 

@@ -8,6 +8,7 @@ from benchmarks.markdown import Result, ratio, result, table
 __all__ = ["TABLES"]
 
 PARTS = ("layers", "models", "zoo")
+"""In which other libraries take part."""
 README = ("bfloat16", "W8A8", "W8A8 in bfloat16", "W4A8", "W2A8, trellis")
 ALONE = "weights alone"
 
@@ -47,6 +48,18 @@ def modulation(row: Result) -> bool:
 def layers() -> str:
     """Layers whose inputs are quantized."""
     return of_ways("layers", lambda row: not modulation(row), lambda way: not way.endswith(ALONE))
+
+
+def attention() -> str:
+    """Attention by itself, with its errors."""
+    data = result("cpu_attention")
+    ways = ways_of(data["rows"])
+    lines = []
+    for row in data["rows"]:
+        errors = row["relative_error_to_float32"]
+        shown = [f"{cell}; {errors[way]:.1e}" for way, cell in zip(ways, cells(row, ways), strict=True)]
+        lines.append([row["case"], str(row["threads"]), *shown])
+    return table(["times faster than float32; relative error", "threads", *ways], lines) + "\n" + explained(data)
 
 
 def layers_of_few_rows() -> str:
@@ -157,6 +170,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "cpu-few-rows": layers_of_few_rows,
     "cpu-models": lambda: of_ways("models", lambda row: True, lambda way: True),
     "cpu-zoo": lambda: of_ways("zoo", lambda row: True, lambda way: True),
+    "cpu-attention": attention,
     "cpu-peers": peers,
     "cpu-memory": memory,
     "cpu-memory-in-process": memory_in_process,

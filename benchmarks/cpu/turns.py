@@ -83,14 +83,14 @@ def ready(case: Case) -> Ready:
     for name in case.ways:
         way = WAYS[name]
         try:
-            module = in_way(case.module, way)
+            module = in_way(case.module, way, case.inputs[0])
         except Simulated as e:
             missing[name] = str(e)
             continue
         runs[name] = run_of(module, way)
         got = runs[name](*case.inputs[0])
         errors[name] = distance(got, want)
-        if way.weight is not None:
+        if way.quantizes:
             kernels[name] = kernels_of(module)
             gaps[name] = checked(case, name, got, on_reference(module))
     missing |= peers_of(case, want, runs, errors) if case.peers else {}

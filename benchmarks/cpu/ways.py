@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.cpu.attention import ONE_REGION, TWO_REGIONS, put_attention, simulate
 from dither.kernels import named
-from dither.nn import Clock, QLinear, build, fuse
+from dither.nn import Clock, QAttention, QLinear, build, fuse
 from dither.nn import replace as put
 from dither.numerics import encode, fitting, random_signs, rotate
 from dither.spec import Act, Format, Gaussian, Int, LinearSpec, Rotation, Trellis
@@ -46,6 +47,7 @@ class Way:
         dtype: of inputs and of what is not quantized.
         compiled: by ``torch.compile``.
         kernel: to prefer to what is chosen; empty: none.
+        attention: of products in 8 bits, the regions of the softmax; empty: they stay in floating point.
     """
 
     weight: Format | None = None
@@ -55,6 +57,12 @@ class Way:
     dtype: torch.dtype = torch.float32
     compiled: bool = False
     kernel: str = ""
+    attention: str = ""
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether anything is in fewer bits."""
+        return self.weight is not None or self.attention != ""
 
 
 _BF16 = torch.bfloat16
@@ -70,6 +78,8 @@ WAYS: dict[str, Way] = {
     "W8A8, rotated": Way(Int(8), Int(8), rotation=128),
     "W8A8 in bfloat16": Way(Int(8), Int(8), dtype=_BF16),
     "W8A8 in bfloat16, compiled": Way(Int(8), Int(8), dtype=_BF16, compiled=True),
+    "W8A8, attention too": Way(Int(8), Int(8), attention=ONE_REGION),
+    "W8A8, attention too, in bfloat16": Way(Int(8), Int(8), attention=ONE_REGION, dtype=_BF16),
     "W4A8": Way(Int(4), Int(4)),
     "W4A8 in bfloat16": Way(Int(4), Int(4), dtype=_BF16),
     "W4A8, rotated": Way(Int(4), Int(4), rotation=128),
@@ -83,11 +93,16 @@ WAYS: dict[str, Way] = {
     "W4 in groups of 128, weights alone": Way(_W4G, _W4G, act=None),
     "W2 trellis, weights alone": Way(Trellis(2), Trellis(2), act=None),
     "W2 universal words, weights alone": Way(_WORDS, _WORDS, act=None),
+    "int8": Way(attention=ONE_REGION),
+    "int8, two regions": Way(attention=TWO_REGIONS),
 }
 
 
-def in_way(module: nn.Module, way: Way) -> nn.Module:
-    """A copy of the module that runs this way; not compiled yet. Simulated if a layer of it would be."""
+def in_way(module: nn.Module, way: Way, inputs: tuple[Tensor, ...]) -> nn.Module:
+    """A copy of the module that runs this way; not compiled yet. Simulated if a layer of it would be.
+
+    ``inputs``, of float32, tell the ranges that are stored.
+    """
     leaving = {} if way.weight is None else {id(linear.weight): linear.weight for _, linear in linears(module)}
     made = copy.deepcopy(module, leaving)  # what is about to be replaced is not copied
     if way.weight is not None:
@@ -96,6 +111,8 @@ def in_way(module: nn.Module, way: Way) -> nn.Module:
             clock = clocks.setdefault(name.rpartition(".")[0], Clock())  # q, k and v share what they read
             put(made, name, quantized(name, linear, way, clock))
         fuse(made)
+    if way.attention:
+        put_attention(made, way.attention, inputs)
     nn.Module.to(made, way.dtype)  # a diffusers model warns
     for layer in quantized_layers(made):
         if way.kernel:
@@ -104,6 +121,9 @@ def in_way(module: nn.Module, way: Way) -> nn.Module:
             layer.kernel = kernel if fits else named("dequantize")
         if layer.simulated:
             raise Simulated(f"simulated here: {layer.spec.weight} with {layer.spec.act}")
+    for own in products(made):
+        if own.simulated:
+            raise Simulated(f"simulated here: attention with {own.spec.probs}")
     return made
 
 
@@ -171,8 +191,15 @@ def quantized_layers(module: nn.Module) -> list[QLinear]:
 
 
 def kernels_of(module: nn.Module) -> list[str]:
-    """Names of the kernels that run its quantized layers."""
-    return sorted({layer.kernel.name for layer in quantized_layers(module)})
+    """Names of the kernels that run its quantized layers and products."""
+    return sorted(
+        {*(layer.kernel.name for layer in quantized_layers(module)), *(own.kernel for own in products(module))}
+    )
+
+
+def products(module: nn.Module) -> list[QAttention]:
+    """Quantized ones of its attentions."""
+    return [own for own in module.modules() if isinstance(own, QAttention)]
 
 
 def on_reference(module: nn.Module) -> Any:
@@ -180,4 +207,5 @@ def on_reference(module: nn.Module) -> Any:
     other = copy.deepcopy(module)
     for layer in quantized_layers(other):
         layer.kernel = named("reference")
+    simulate(other)
     return other

@@ -57,7 +57,8 @@ def test_a_recipe_without_a_search_gets_them_too(dither, model, searched, tmp_pa
     result = dither(f"quantize {model} -o b --recipe rtn --bits w4a8 --groups a/groups.json --json b.json")
     assert result.exit_code == 0, result.stderr
     data = json.loads((tmp_path / "b.json").read_text())
-    assert [stage["stage"] for stage in data["recipe"]["stages"]] == ["assign", "groups", "rtn", "ranges"]
+    stages = [stage["stage"] for stage in data["recipe"]["stages"]]
+    assert stages == ["assign", "groups", "attention", "rtn", "ranges"]
 
 
 def test_the_checkpoint_beside_it_loads(dither, searched):

@@ -197,8 +197,9 @@ inline void attend(const Attention& c, int64_t sample, int64_t head, int64_t fro
     probs.passes = c.probs.grid.regions ? 2 : 1;
     probs.codes = memory[4].of<uint8_t>(ROWS * probs.passes * probs.padded);
     std::memset(probs.codes, 0, static_cast<size_t>(ROWS * probs.passes * probs.padded));
-    for (int64_t first = from; first < to; first += ROWS) {
-        const int64_t rows = to - first < ROWS ? to - first : ROWS;
+    const int64_t some = tiles ? ROWS : BY_VECTORS;
+    for (int64_t first = from; first < to; first += some) {
+        const int64_t rows = std::min(to - first, some);
         bool nan[ROWS];
         probabilities(c, sample, head, first, rows, tiles, keys, memory[5], probs, nan);
         for (int64_t r = 0; r < rows; ++r) nan[r] = nan[r] || !keys.finite || !values.finite;

@@ -55,8 +55,9 @@ int64_t run(const Linear* calls, int64_t count) {
         part < 0 ? take_panel(plans[linear], i - at[linear]) : take_rows(p, part * ROWS, (part + 1) * ROWS);
     });
     // Codes of some rows stay in the second cache while panels pass by; enough parts for the threads to end together.
-    int64_t rows = up((256 << 10) / (p.passes * p.pitch) + 1, ROWS);
-    while (rows > ROWS && up(all_rows, rows) / rows * panels < 4 * threads) rows = up(rows / 2, ROWS);
+    const int64_t block = tiles ? ROWS : BY_VECTORS;
+    int64_t rows = up((256 << 10) / (p.passes * p.pitch) + 1, block);
+    while (rows > block && up(all_rows, rows) / rows * panels < 4 * threads) rows = up(rows / 2, block);
     multiplied(up(all_rows, rows) / rows * panels, threads, tiles, [&](int64_t i) {
         const int64_t row = i / panels * rows, left = all_rows - row, linear = of(i % panels);
         multiply(plans[linear], row, left < rows ? left : rows, i % panels - at[linear], tiles);
@@ -110,9 +111,10 @@ int64_t run(const FeedForward& call) {
     shared(first.panels + second.panels, threads, [&](int64_t i) {
         i < first.panels ? take_panel(first, i) : take_panel(second, i - first.panels);
     });
-    int64_t some = up((1024 << 10) / (hidden * 4) + 1, ROWS);
-    if (some > 4 * ROWS) some = 4 * ROWS;
-    while (some > ROWS && up(rows, some) / some < 2 * threads) some = up(some / 2, ROWS);
+    const int64_t block = tiles ? ROWS : BY_VECTORS;
+    int64_t some = up((1024 << 10) / (hidden * 4) + 1, block);
+    if (some > 4 * block) some = 4 * block;
+    while (some > block && up(rows, some) / some < 2 * threads) some = up(some / 2, block);
     multiplied(up(rows, some) / some, threads, tiles, [&](int64_t i) {
         static thread_local Memory inputs[2];
         static thread_local Scratch middle;

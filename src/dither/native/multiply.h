@@ -62,6 +62,7 @@ inline void by_vectors(const Factors& f, int64_t wanted, int32_t* sums) {
 }
 
 constexpr int64_t AT_ONCE = LANES == 16 ? 6 : 4;  // rows by vectors
+constexpr int64_t BY_VECTORS = ROWS / AT_ONCE * AT_ONCE;  // rows of a block by vectors: none are left over within it
 
 template <int R>
 inline void by_vectors(const Factors& f, int64_t wanted, int32_t* sums) {
@@ -310,9 +311,9 @@ inline void multiply(const Plan& p, int64_t row, int64_t rows, int64_t panel, bo
     }
 #endif
     (void)tiles;
-    for (int64_t r = row; r < row + rows; r += ROWS) {
+    for (int64_t r = row; r < row + rows; r += BY_VECTORS) {
         const int64_t many = row + rows - r;
-        const Block block{r, many < ROWS ? many : ROWS, panel, 0, wanted};
+        const Block block{r, many < BY_VECTORS ? many : BY_VECTORS, panel, 0, wanted};
         outputs<PANEL>(p, block, [&](int64_t turn, int32_t* sums) {
             by_vectors(factors(r, turn, up(p.size, 4)), block.rows, wanted, sums);
         });
