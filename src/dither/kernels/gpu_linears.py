@@ -55,27 +55,31 @@ def linears(calls: Sequence[Inputs], turn: Turn, around: Around, after: int = 0)
     first = calls[0]
     assert first.spec.act is not None
     grid = first.spec.act.grid
+    sums = any("moved" in call.prepared for call in calls)
     if isinstance(grid, TwoRegion):
         x = turned_alone(first.x, turn, around)
-        return [_two_regions(replace(call, x=x), grid, around, after) for call in calls]
-    sums, values = any("moved" in call.prepared for call in calls), any(call.branch is not None for call in calls)
-    rows, x = rounded(first, turn, around, sums, values)
+        parts = _two_regions(replace(first, x=x), grid, sums)
+        return [_both_regions(parts, replace(call, x=x), around, after) for call in calls]
+    rows, x = rounded(first, turn, around, sums, any(call.branch is not None for call in calls))
     return [_multiply(rows, replace(call, x=x), x.dtype, around.gate, around.residual, after) for call in calls]
 
 
-def _two_regions(call: Inputs, grid: TwoRegion, around: Around, after: int) -> Tensor:
-    """Where negative values have steps of their own: their product, and that of the others on top of it."""
+def _two_regions(call: Inputs, grid: TwoRegion, sums: bool) -> tuple[Rows, Rows]:
+    """Codes of negative values, which have steps of their own, and of the others; 0 elsewhere."""
     x = call.x
     table = dynamic_table(x, grid) if call.table is None else call.table
     many, halves = groups(call.shape[1], grid.group), nibbles_of(call.spec, call.shape) != WHOLE
     lower, upper = (
-        torch.ops.dither.int8_rows(
-            part, rows_of(table[name], x), None, None, grid.bits, True, many, 0, halves, "moved" in call.prepared
-        )
+        torch.ops.dither.int8_rows(part, rows_of(table[name], x), None, None, grid.bits, True, many, 0, halves, sums)
         for name, part in (("scale", x.clamp(max=0)), ("upper", x.clamp(min=0)))
     )
-    below = _multiply(lower, replace(call, bias=None, branch=None), torch.float32, None, None, 0)
-    y = _multiply(upper, call, torch.float32, None, below, 0).to(x.dtype)
+    return lower, upper
+
+
+def _both_regions(parts: tuple[Rows, Rows], call: Inputs, around: Around, after: int) -> Tensor:
+    """One linear: the product of negative values, and that of the others on top of it."""
+    below = _multiply(parts[0], replace(call, bias=None, branch=None), torch.float32, None, None, 0)
+    y = _multiply(parts[1], call, torch.float32, None, below, 0).to(call.x.dtype)
     if after:
         y = torch.ops.dither.triton_gelu(y, after == 1)
     return y if around.gate is None or around.residual is None else gated(y, around.gate, around.residual)
