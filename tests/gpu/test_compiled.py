@@ -131,9 +131,9 @@ BESIDE = {
     "norm of 9 groups": ((16, 128), NORM | SCALE, {"GROUPED": True}),
     "norm of 1152 in blocks": ((16, 128), NORM | SCALE | TURN, {"HALVES": True}),
     "norm of 1152, whole": ((64, 32), NORM | SCALE | OVER_LINES, {"HALVES": True}),
-    "norm of 3072, whole": ((32, 128), NORM | SCALE | OVER_LINES, {"HALVES": True}),
+    "norm of 3072, whole": ((64, 64), NORM | SCALE | OVER_LINES, {"HALVES": True}),
     "4608 in blocks": ((64, 128), SCALE | TURN, {"HALVES": True}),
-    "4608, whole": ((64, 128), OVER_LINES, {"HALVES": True}),
+    "4608, whole": ((128, 64), SCALE | OVER_LINES, {"HALVES": True}),
     "1152, whole, and values": ((64, 32), NORM | SCALE | OVER_LINES | {"values": "bf16"}, {}),
 }
 
@@ -155,7 +155,7 @@ def beside(case: str, arch: int, **changes: str) -> Any:
 
 @pytest.mark.parametrize(
     ("case", "arch"),
-    [(case, arch) for case in BESIDE for arch in (ARCHITECTURES if "1152" in case else (80, 90))],
+    [(case, arch) for case in BESIDE for arch in (ARCHITECTURES if "whole" in case else (80, 90))],
     ids=str,
 )
 def test_what_lies_before_a_linear_fits_registers(case, arch):
@@ -167,7 +167,7 @@ def test_what_lies_before_a_linear_fits_registers(case, arch):
     assert bool(code.count(r"HMMA\S*|HGMMA\S*|UTC\w*MMA\S*")) == ("signs" in BESIDE[case][1]), "tensor cores rotate"
 
 
-@pytest.mark.parametrize("case", ["norm of 1152, whole", "norm of 1152 in blocks"])
+@pytest.mark.parametrize("case", ["norm of 1152, whole", "norm of 1152 in blocks", "4608, whole"])
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 def test_other_dtypes_are_rotated_on_tensor_cores_too(case, dtype):
     code = beside(case, 80, x=dtype)

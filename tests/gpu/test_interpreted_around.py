@@ -128,6 +128,7 @@ def test_what_kernels_rotate():
     assert all(gpu_inputs.rotates(block, 1152) for block in (2, 4, 16, 64, 128, 384, 576))
     assert not gpu_inputs.rotates(12288, 12288)
     assert not gpu_inputs.rotates(16, 1 << 15)
+    assert not gpu_inputs.rotates(1152, 4608)  # 144 lines that meet
     assert not gpu_inputs.rotates(152, 152)  # 76 * 2: neither part is a tile
     assert tile_of(9, 128, True) == (16, 128)
     assert tile_of(1, 1152) == (1, 2048)

@@ -100,7 +100,8 @@ def block_of(spec: LinearSpec) -> tuple[nn.Module, Clock]:
     clock = Clock((0.3, 0.6))
     for name, linear in list(block.named_modules()):
         if isinstance(linear, nn.Linear):
-            rotation = spec.rotation and replace(spec.rotation, block=min(spec.rotation.block, linear.in_features))
+            whole = spec.rotation is not None and spec.rotation.block > 128
+            rotation = Rotation(linear.in_features, seed=1) if whole else spec.rotation
             layer = build(replace(spec, rotation=rotation), linear, clock)
             tiny.fill(layer, linear.weight, 7 if "to_" in name else 1)
             put(block, name, layer)

@@ -22,7 +22,8 @@ __all__ = ["beside", "int8_beside", "tile_of"]
 _MOST = 1 << 14
 """Elements of a row that registers hold."""
 _MOST_OVER_LINES = 1 << 13
-"""The same where a rotation reaches over lines."""
+"""The same where a rotation reaches over lines, of which there are at most as many as these."""
+_MOST_LINES = 1 << 7
 RowsAnd: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 """``Rows``, and what they are the codes of, (..., K) or empty."""
 
@@ -31,7 +32,9 @@ def tile_of(lines: int, columns: int, rotated: bool = False, over_lines: bool = 
     """What holds a row of so many lines and columns; None where it would not fit registers."""
     least = 16 if rotated else 1
     a, b = (max(least, 1 << (n - 1).bit_length()) for n in (lines, columns))
-    return (a, b) if a * b <= (_MOST_OVER_LINES if over_lines else _MOST) else None
+    if over_lines:
+        return (a, b) if a <= _MOST_LINES and a * b <= _MOST_OVER_LINES else None
+    return (a, b) if a * b <= _MOST else None
 
 
 def beside(

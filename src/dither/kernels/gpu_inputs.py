@@ -22,8 +22,8 @@ __all__ = ["DTYPES", "rotates", "rounded", "turned_alone"]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """Of inputs that kernels read as they are."""
-_WIDEST = 128  # columns of the inner matrix: tensor cores have no use for more, and registers no room
-_NARROWEST = 16
+_WIDEST = 128  # columns of an inner matrix that is all: registers have no room for more
+_NARROWEST, _MEETING = 16, 64  # of one with an outer one behind it
 
 
 def rounded(call: Inputs, turn: Turn, around: Around, sums: bool, values: bool) -> tuple[Rows, Tensor]:
@@ -92,11 +92,7 @@ def _columns(turn: Turn, width: int, many: int) -> int | None:
 
 def _lines(block: int, width: int) -> tuple[int, int, int] | None:
     """How a row is rotated: lines, columns of each, and lines that meet; None where kernels do not."""
-    if block > _WIDEST:
-        power = hadamard_order(block)[1]
-        columns = min(power, _WIDEST)
-    else:
-        columns = block
+    columns = min(hadamard_order(block)[1], _MEETING) if block > _WIDEST else block
     lines, meet = width // columns, block // columns
     if columns < _NARROWEST < block or tile_of(lines, columns, True, meet > 1) is None:
         return None
