@@ -3,6 +3,7 @@
 Every row is quantized, saved, loaded and compared on the same seeds, as ``benchmarks.quality`` does it, whose folders it
 shares. ``--part i/n`` measures one part of the rows and writes no result, so that several processes share the work; the
 last call, without it, finds all rows measured. ``--measured`` writes an unfinished result, which says how many are missing.
+Rows that the result holds already, of the same recipe and pictures, are kept as they are: see ``kept``.
 """
 
 import argparse
@@ -12,13 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.common import RESULTS, command_of, environment, write_result
-from benchmarks.quality.__main__ import rows, told
+from benchmarks.kept import Kept, of_pictures, pictures_of
+from benchmarks.quality.__main__ import told
 from benchmarks.quality.plan import Asked
-from benchmarks.quality.row import Pictures, is_measured, measure
+from benchmarks.quality.row import Pictures, digest, full_precision, is_measured, measure, numbers
 from dither.evaluation.intervals import paired_mean_interval
 from dither.quantization import Calibration
 
@@ -78,20 +79,23 @@ class Components:
             index, parts = map(int, given.part.split("/"))
             found = [told(row, measure(row, pictures, given.work)) for _, row in plan[index - 1 :: parts]]
             return 1 if any("failed" in one for one in found) else 0
-        asked = len(plan)
-        if given.measured:
-            plan = [(line, row) for line, row in plan if is_measured(row, pictures, given.work)]
-        found = [told(row, measure(row, pictures, given.work)) for _, row in plan]
-        result = {
+        header = {
             **{key: value for key, value in asdict(pictures).items() if key != "batch_size"},
             "calibration": asdict(Calibration()) | {"prompts": []},
-            "fd": "Frechet distance in the zoo's own feature network; not FID",
-            "missing": asked - len(plan),
-            "rows": rows([row for _, row in plan], found),
-            "differences_db": list(self.differences(plan, found)),
         }
-        write_result(given.output, {**environment(self.command(given), given.threads), **result})
-        return 1 if any("failed" in one for one in found) else 0
+        from_where = environment(self.command(given), given.threads)
+        study = _Study(pictures, given.work, Kept.read(given.output, header), from_where)
+        there = [row for _, row in plan if not given.measured or study.has(row)]
+        rows = study.rows(there)
+        result = {
+            **header,
+            "fd": "Frechet distance in the zoo's own feature network; not FID",
+            "missing": len(plan) - len(there),
+            "rows": rows,
+            "differences_db": list(differences(self.pairs, rows, study.kept)),
+        }
+        write_result(given.output, {**from_where, **result})
+        return 1 if any("failed" in row for row in rows) else 0
 
     def parsed(self, words: Sequence[str]) -> argparse.Namespace:
         """Options, with the committed result's as defaults."""
@@ -121,20 +125,74 @@ class Components:
                     if bits in line.widths:
                         yield line, Asked(model, line.recipe, bits, line.settings, line.name)
 
-    def differences(
-        self, plan: Sequence[tuple[Line, Asked]], found: Sequence[Mapping[str, Any]]
-    ) -> Iterator[dict[str, Any]]:
-        """PSNR of one line minus another's on the same pictures, with a 95 % interval of the mean."""
-        by_name = {
-            (row.model, row.bits, line.name): one
-            for (line, row), one in zip(plan, found, strict=True)
-            if "failed" not in one
+
+@dataclass(frozen=True)
+class _Study:
+    """Rows of a result, measured here or kept.
+
+    Args:
+        pictures: of every row.
+        work: folder of what is measured here.
+        kept: the result as it was.
+        environment: of what is measured here.
+    """
+
+    pictures: Pictures
+    work: Path
+    kept: Kept
+    environment: Mapping[str, Any]
+
+    def has(self, asked: Asked) -> bool:
+        """Whether nothing needs to be measured for a row."""
+        return is_measured(asked, self.pictures, self.work) or self._kept(asked) is not None
+
+    def _kept(self, asked: Asked) -> Mapping[str, Any] | None:
+        return self.kept.row(asked, digest(asked, self.pictures))
+
+    def rows(self, plan: Sequence[Asked]) -> list[Mapping[str, Any]]:
+        """Before each model's rows full precision, as the first evaluation here saw it, or as it was."""
+        made: list[Mapping[str, Any]] = []
+        for model in dict.fromkeys(row.model for row in plan):
+            full = self.kept.full.get(model)
+            mine: list[Mapping[str, Any]] = []
+            for asked in (row for row in plan if row.model == model):
+                row = None if is_measured(asked, self.pictures, self.work) else self._kept(asked)
+                if row is None:
+                    found = told(asked, measure(asked, self.pictures, self.work))
+                    full = full if full is not None or "failed" in found else full_precision(model, found)
+                    row = self.row(asked, found)
+                mine.append(row)
+            made += [*([] if full is None else [full]), *mine]
+        return made
+
+    def row(self, asked: Asked, found: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What was measured here."""
+        row = numbers(asked, found)
+        if "failed" in row:
+            return row
+        return {
+            **row,
+            "digest": digest(asked, self.pictures),
+            "measured": {name: self.environment[name] for name in ("date", "cpu")},
+            "psnr_hundredths_db": of_pictures(found["psnr_db"]["per_image"]),
         }
-        for model, bits in dict.fromkeys((row.model, row.bits) for _, row in plan):
-            for first, second in self.pairs:
-                pair = [by_name.get((model, bits, name)) for name in (first, second)]
-                if pair[0] is None or pair[1] is None:
-                    continue
-                a, b = (np.asarray(one["psnr_db"]["per_image"], dtype=np.float64) for one in pair if one is not None)
+
+
+def differences(
+    pairs: Sequence[tuple[str, str]], rows: Sequence[Mapping[str, Any]], kept: Kept
+) -> Iterator[Mapping[str, Any]]:
+    """PSNR of one line minus another's on the same pictures, with a 95 % interval of the mean. Of rows that do not hold
+    their pictures, what the result said.
+    """
+    by_name = {(row["model"], row["bits"], row["switch"]): row for row in rows if row["bits"] and "failed" not in row}
+    for model, bits in dict.fromkeys((model, bits) for model, bits, _ in by_name):
+        for first, second in pairs:
+            of, minus = (by_name.get((model, bits, name)) for name in (first, second))
+            if of is None or minus is None:
+                continue
+            a, b = pictures_of(of), pictures_of(minus)
+            if a is not None and b is not None:
                 mean, ends = paired_mean_interval(b, a)
                 yield {"model": model, "bits": bits, "of": first, "minus": second, "mean": mean, "ci95": list(ends)}
+            elif (known := kept.differences.get((model, bits, first, second))) is not None:
+                yield known

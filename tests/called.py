@@ -32,7 +32,7 @@ def call_of(spec, x, n, seed=0):
 
 
 def forget():
-    for cached in (library, native_calls._means, native_calls._has_few):
+    for cached in (library, native_calls._means, native_calls._has):
         cached.cache_clear()
 
 

@@ -1,15 +1,18 @@
 """What the benchmark on GPUs does without one: it refuses, keeps to its time, and reports ratios that say what is noise."""
 
+import copy
 import json
 
 import pytest
 import torch
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import denoisers, layers, tiles
+from benchmarks.gpu import blocks, denoisers, layers, tiles
 from benchmarks.gpu.clock import Budget, Time, of
 from benchmarks.gpu.report import AGAIN, BASE, table, with_ratios
 from dither.gpu import machine
+from dither.kernels import named
+from dither.spec import Act, Float8, LinearSpec
 
 
 def test_without_a_gpu_it_is_one_sentence_and_status_2(monkeypatch, capsys, tmp_path):
@@ -52,6 +55,36 @@ def test_the_base_is_measured_first_and_last():
     names = list(denoisers.VARIANTS)
     assert names[:2] == ["bfloat16 eager", BASE]
     assert names[-1] == AGAIN
+
+
+def test_float8_is_measured_beside_integers_and_peers():
+    assert {"ours w8a8", "ours fp8", "torchao float8 by rows"} <= set(denoisers.VARIANTS)
+
+
+def in_float8(dtype):
+    """A small block, and the same in float8; its modulation by torch, as the kernel of GPUs needs Triton."""
+    whole = blocks.denoiser(blocks.Size(64, 2, 1), "cpu", dtype).blocks[0]
+    made = blocks.pack(copy.deepcopy(whole), blocks.Formats(None))
+    made.ada.kernel = named("dequantize")
+    assert {made.get_submodule(name).kernel.name for name in blocks.PARTS} == {"scaled_mm"}
+    return whole, made
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.bfloat16, denoisers.MOST_ERROR_OF_FLOAT8)])
+@torch.no_grad()
+def test_blocks_of_float8_are_near_what_they_were_and_are_their_simulation(dtype, most):
+    whole, made = in_float8(dtype)
+    x, c = torch.randn(2, 6, 64).to(dtype), torch.randn(2, 64).to(dtype)
+    got = made(x, c)
+    assert 0 < layers.distance(got, whole(x, c)) < 0.1
+    assert layers.distance(got - x, blocks.simulated(made)(x, c) - x) < most
+
+
+def test_a_linear_of_float8_is_held_against_float64():
+    torch.manual_seed(0)
+    made = blocks.packed(torch.nn.Linear(64, 48, dtype=torch.bfloat16), LinearSpec(Float8(), Act(Float8())))
+    x = torch.randn(5, 64).bfloat16()
+    assert layers.distance(made(x), layers.expected(made, x)) < layers.MOST_ERROR
 
 
 def test_what_fails_says_why_in_one_line():

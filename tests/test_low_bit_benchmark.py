@@ -1,13 +1,11 @@
 """Rate and distortion of weight formats: sources, bounds, what the table says; and results that are not finished."""
 
-import json
 import math
 
 import pytest
 import torch
 
-from benchmarks import component_tables, components, distortion, layer_errors, low_bit, low_bit_tables, tq_dit, vq_sizes
-from benchmarks.quality import row as rows
+from benchmarks import components, distortion, layer_errors, low_bit, low_bit_tables, vq_sizes
 from dither import zoo
 from dither.numerics import stored_bits
 from dither.quantization import denoiser_of, plan_ahead, record_calls, resolve_recipe
@@ -57,30 +55,6 @@ def test_the_table_has_a_line_a_format_and_one_for_each_bound(monkeypatch):
     assert [line[3:] for line in lines if line[1] == "bound"] == [
         ["0.0625", "0.0541", "0.0541 |"], ["0.0156", "0.0135", "0.0135 |"],
     ]  # fmt: skip
-
-
-# --- results that are not finished
-
-
-def test_an_unfinished_result_has_the_rows_that_are_there_and_says_how_many_are_not(monkeypatch, tmp_path):
-    study = components.Components(
-        "m", "", "none", (tq_dit.LINES[0], tq_dit.LINES[1]), (), ("zoo:digits",), ("w8a8", "w6a6"), 2
-    )
-    monkeypatch.setattr(components, "measure", lambda *a: {"failed": "not asked for"})
-    monkeypatch.setattr(components, "rows", lambda asked, found: [row.switch for row in asked])
-    plan = [row for _, row in study.asked(study.models, study.widths)]
-    pictures = rows.Pictures(n=4, steps=2, batch_size=components.BATCH)
-    done = tmp_path / rows.digest(plan[2], pictures)
-    done.mkdir()
-    (done / "eval.json").write_text("{}")
-    assert [rows.is_measured(row, pictures, tmp_path) for row in plan] == [False, False, True, False]
-    output = tmp_path / "result.json"
-    study.main(["--measured", "-n", "4", "--threads", "1", "--work", str(tmp_path), "-o", str(output)])
-    found = json.loads(output.read_text())
-    assert (found["rows"], found["missing"]) == ([plan[2].switch], 3)
-    assert found["command"] == "python -m m -n 4 --measured"
-    assert component_tables._missing(found) == "3 cells are not measured yet and empty. "
-    assert component_tables._missing({"missing": 0}) == component_tables._missing({}) == ""
 
 
 # --- layer errors and pictures

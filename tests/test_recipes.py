@@ -13,7 +13,7 @@ from dither import recipes
 from dither.errors import BadRecipe, DitherError
 from dither.quantization import plan_ahead
 from dither.recipes import RECIPES, get, override, recipe_from, recipe_to
-from dither.spec import Act, Bits, Int, Rotation, Views
+from dither.spec import Act, Bits, Float8, Int, Rotation, Views
 from dither.stages import (
     Assign,
     Mixed,
@@ -54,6 +54,25 @@ def test_entries_read_well(name):
 def test_modulation_never_goes_below_four_bits():
     assert assign_of(get("rtn", "w2")).adaln == Int(4)
     assert assign_of(get("rtn", "w8")).adaln == Int(8)
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.names() if RECIPES[name].floating])
+def test_float8_on_both_sides_beside_modulation_of_integers(name):
+    recipe = get(name, "fp8")
+    assert recipe.bits == Bits(8, 8, floating=True)
+    assert [tag for tag, _ in recipe.stages] == [tag for tag, _ in get(name, "w8a8").stages]
+    assign = assign_of(recipe)
+    assert (assign.weight, assign.act, assign.adaln) == (Float8(), Act(Float8()), Int(8))
+    assert recipe_from(json.loads(json.dumps(recipe_to(recipe)))) == recipe
+    assert override(recipe, ["assign.weight.group=-1", "assign.act.static=true"]).bits == recipe.bits
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.names() if not RECIPES[name].floating])
+def test_recipes_of_integers_refuse_float8(name):
+    with pytest.raises(
+        BadRecipe, match=f"recipe '{name}' is of integers and has no bits 'fp8'; .* rtn, smoothquant, quarot"
+    ):
+        get(name, "fp8")
 
 
 def test_bits_may_be_given_as_text_or_value():

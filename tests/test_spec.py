@@ -18,6 +18,7 @@ from dither.spec import (
     AttentionSpec,
     Bits,
     Codebook,
+    Float8,
     Gaussian,
     Int,
     LinearSpec,
@@ -41,6 +42,8 @@ EVERY = [
     Int(4),
     Int(1, symmetric=False, group=PER_TENSOR),
     Int(8, group=128),
+    Float8(),
+    Float8(group=PER_TENSOR),
     Nested(Int(8, False, 64), 3),
     Codebook(4, 256),
     Gaussian(4, 256),
@@ -60,6 +63,7 @@ EVERY = [
     Log2(4),
     Act(TwoRegion(6, signed=True, group=32)),
     Act(Log2(4), static=True, rows=4),
+    Act(Float8(), static=True, rows=4),
     AttentionSpec(),
     AttentionSpec(Act(Int(8, group=72)), probs=Act(TwoRegion(8), static=True, rows=10)),
     Timed((LinearSpec(Int(4)), LinearSpec()), (0, 0, 1)),
@@ -77,15 +81,20 @@ EVERY = [
 
 ints = st.builds(Int, st.integers(1, 8), st.booleans(), st.integers(-1, 256))
 nested = st.builds(Nested, st.builds(Int, st.integers(5, 8), st.booleans(), st.integers(-1, 256)), st.integers(1, 4))
+floats = st.builds(Float8, st.integers(-1, 256))
 formats = st.one_of(
     ints,
+    floats,
     nested,
     st.builds(Codebook, st.integers(1, 8), st.integers(2, 65536), st.booleans(), st.booleans()),
     st.builds(Trellis, st.integers(1, 4), st.integers(5, 16)),
 )
 signs = st.builds(TwoRegion, st.integers(2, 8), st.just(True), st.just(False), st.integers(-1, 256))
 acts = st.builds(
-    Act, ints | signs | st.builds(Log2, st.integers(1, 8), st.integers(-1, 256)), st.booleans(), st.integers(1, 9)
+    Act,
+    ints | floats | signs | st.builds(Log2, st.integers(1, 8), st.integers(-1, 256)),
+    st.booleans(),
+    st.integers(1, 9),
 )
 linears = st.builds(
     LinearSpec,
@@ -173,6 +182,9 @@ def test_a_recipe_becomes_json() -> None:
         ({"kind": "act", "grid": {"kind": "codebook", "dim": 2, "size": 4}}, "act.grid"),
         ({"kind": "linear", "weight": {"kind": "rotation", "block": 4}}, "linear.weight"),
         ({"kind": "linear", "weight": {"bits": 4}}, "linear.weight"),
+        ({"kind": "float8", "bits": 8}, "float8 an unknown field 'bits'"),
+        ({"kind": "float8", "group": 1.5}, "float8.group"),
+        ({"kind": "nested", "whole": {"kind": "float8"}, "bits": 4}, "nested.whole"),
         ({"kind": "two-region", "bits": 8, "signed": 1}, "two-region.signed"),
         ({"kind": "attention", "q": {"kind": "int", "bits": 4}}, "attention.q"),
         ({"kind": "plan", "attention": {"a": {"kind": "linear"}}}, "plan.attention"),
@@ -207,6 +219,8 @@ def test_foreign_json_is_refused(data: Any, message: str) -> None:
         lambda: Int(0),
         lambda: Int(9),
         lambda: Int(4, group=-2),
+        lambda: Float8(group=-2),
+        lambda: Views(LinearSpec(Float8()), (View(4),), ()),
         lambda: Trellis(0),
         lambda: Trellis(5),
         lambda: Trellis(4, 4),
@@ -272,6 +286,8 @@ def test_out_of_range_json_is_a_user_error_too() -> None:
         ("w2", Bits(2)),
         ("w4a16", Bits(4)),
         ("w1a1", Bits(1, 1)),
+        ("fp8", Bits(8, 8, floating=True)),
+        ("FP8", Bits(8, 8, floating=True)),
     ],
 )
 def test_bits(text: str, want: Bits) -> None:
@@ -299,6 +315,9 @@ def test_bits(text: str, want: Bits) -> None:
         "w-4",
         "w4 a8",
         "w²",
+        "fp4",
+        "fp8a16",
+        "wfp8",
     ],
 )
 def test_bits_that_are_not_understood(text: str) -> None:
@@ -335,6 +354,16 @@ def test_words_for_people() -> None:
     assert str(Act(Int(8))) == "int8 sym per token dynamic"
     assert str(Act(Int(8, group=PER_ROW), static=True, rows=10)) == "int8 sym per tensor static x10"
     assert str(Bits(4, 8)) == "w4a8"
+    assert str(Float8()) == "float8 per row"
+    assert str(Act(Float8(128))) == "float8 per token, group 128 dynamic"
+    assert str(Act(Float8(), static=True, rows=10)) == "float8 per tensor static x10"
+    assert str(Bits(8, 8, floating=True)) == "fp8"
+
+
+@pytest.mark.parametrize(("weight", "act"), [(4, 8), (8, None), (8, 4)])
+def test_floating_bits_are_eight(weight: int, act: int | None) -> None:
+    with pytest.raises(BadRecipe, match=f"floating-point numbers of w{weight}a{act or 16}"):
+        Bits(weight, act, floating=True)
 
 
 def test_frozen() -> None:

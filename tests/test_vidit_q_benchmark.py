@@ -3,17 +3,10 @@
 import pytest
 
 from benchmarks import component_tables, vidit_q, vidit_q_tables
+from benchmarks.components import differences
+from benchmarks.kept import Kept, of_pictures
 from benchmarks.quality.row import Pictures, digest
 from dither.quantization import resolve_recipe
-
-
-def found(values, bits=4.2, running=None):
-    mean = sum(values) / len(values)
-    return {
-        "psnr_db": {"mean": mean, "ci95": [mean - 0.5, mean + 0.5], "per_image": values},
-        "fd": {"to_full_precision": 0.25, "to_full_precision_se": 0.01},
-        "size": {"bits_per_weight": bits, "running_bits_per_weight": running, "running_bits_per_activation": None},
-    }
 
 
 def test_every_line_is_a_recipe_that_exists_and_lines_differ():
@@ -36,17 +29,17 @@ def test_models_take_turns_so_that_two_parts_are_two_models():
 
 
 def test_a_difference_is_the_first_minus_the_second():
-    plan = [p for p in vidit_q.STUDY.asked(["zoo:fashion"], ["w4a8"]) if p[0].name in ("static", "+ both", "+ scaling")]
     values = {"static": [20.0, 21, 22, 25], "+ scaling": [30.0, 31, 32, 33], "+ both": [32.0, 33.5, 33, 38]}
-    made = list(vidit_q.STUDY.differences(plan, [found(values[line.name]) for line, _ in plan]))
+    rows = [{**row(name, 0, 1), "psnr_hundredths_db": of_pictures(psnr)} for name, psnr in values.items()]
+    made = list(differences(vidit_q.PAIRS, rows, Kept({}, {}, {})))
     assert [(d["of"], d["minus"]) for d in made] == [("+ both", "static"), ("+ both", "+ scaling")]
     assert made[0]["mean"] == pytest.approx(12.125)
     assert made[0]["ci95"][0] < 12.125 < made[0]["ci95"][1]
 
 
 def test_a_failed_line_has_no_difference():
-    plan = [p for p in vidit_q.STUDY.asked(["zoo:fashion"], ["w4a8"]) if p[0].name in ("static", "+ both")]
-    assert not list(vidit_q.STUDY.differences(plan, [{"failed": "why"}, found([1.0, 2, 3, 4])]))
+    rows = [{**row("static", 0, 1), "failed": "why"}, row("+ both", 0, 1)]
+    assert not list(differences(vidit_q.PAIRS, rows, Kept({}, {}, {})))
 
 
 @pytest.mark.parametrize("words", [[], ["-n", "64", "--bits", "w4a8"], ["--models", "zoo:digits", "--steps", "5"]])
@@ -56,10 +49,17 @@ def test_the_command_repeats_the_result(words):
     assert vidit_q.STUDY.command(vidit_q.STUDY.parsed(again)) == vidit_q.STUDY.command(given)
 
 
-def row(switch, low, high, **size):
-    asked = {"model": "zoo:fashion", "recipe": "vidit-q", "bits": "w4a8", "switch": switch, "settings": []}
-    measured = found([low, high], **size)
-    return {**asked, **measured, "psnr_db": {"mean": (low + high) / 2, "ci95": [low, high]}}
+def row(switch, low, high, bits=4.2, running=None):
+    return {
+        "model": "zoo:fashion",
+        "recipe": "vidit-q",
+        "bits": "w4a8",
+        "switch": switch,
+        "settings": [],
+        "psnr_db": {"mean": (low + high) / 2, "ci95": [low, high]},
+        "fd": {"to_full_precision": 0.25, "to_full_precision_se": 0.01},
+        "size": {"bits_per_weight": bits, "running_bits_per_weight": running, "running_bits_per_activation": None},
+    }
 
 
 def result_of(*rows):

@@ -17,6 +17,7 @@ from dither.spec import (
     Act,
     AttentionSpec,
     Codebook,
+    Float8,
     Int,
     LinearSpec,
     LowRank,
@@ -55,6 +56,7 @@ INTEGER = choose(W8A8, (24, 16), CPU).name
 WEIGHT_ONLY = choose(LinearSpec(Int(4)), (24, 16), CPU).name
 STATIC = LinearSpec(Int(8), Act(Int(8, False), static=True, rows=6))
 """One row for each of three time groups and two branches."""
+FLOAT8 = LinearSpec(Float8(), Act(Float8(), static=True, rows=6))
 RICH = LinearSpec(Int(3, False), Act(Int(8)), 1, Rotation(16, seed=3), LowRank(2), 1)
 TIMED = Timed((W8A8, LinearSpec(Int(4), Act(Int(8)))), (0, 0, 1, 1, 1, 1))
 VIEWS = Views(
@@ -84,6 +86,7 @@ def plan() -> Plan:
         layers[head + "attn1.to_out.0"] = STATIC
         layers[head + "ff.net.0.proj"] = LinearSpec(Codebook(2, 16, row_scale=True))
     layers[BLOCK.format(0) + "ff.net.2"] = TIMED
+    layers[BLOCK.format(1) + "attn1.to_q"] = FLOAT8
     layers[BLOCK.format(0) + "attn1.to_k"] = VIEWS
     layers[BLOCK.format(1) + "ff.net.2"] = LinearSpec(None, Act(Int(8)), pre_scale=6, time_bias=6)
     tables = {BLOCK.format(1) + "norm1.emb": TableSpec(1000)}

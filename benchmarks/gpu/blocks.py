@@ -11,7 +11,7 @@ from dither.kernels import named
 from dither.nn import Clock, QLinear, build, fuse
 from dither.nn import replace as put
 from dither.numerics import encode, layout, random_signs, rotate
-from dither.spec import Act, Int, LinearSpec, Rotation, Trellis
+from dither.spec import Act, Float8, Int, LinearSpec, Rotation, Trellis
 
 PARTS = tuple(f"whole.{n}" for n in (*(f"attn1.to_{x}" for x in "qkv"), "attn1.to_out.0", "ff.net.0.proj", "ff.net.2"))
 
@@ -35,17 +35,20 @@ class Formats:
     """How a block is quantized.
 
     Args:
-        bits: of weights; 2 are trellis codes, drawn at random, since finding them takes minutes and changes no time.
+        bits: of weights; 2 are trellis codes, drawn at random, since finding them takes minutes and changes no time; None:
+            weights and inputs are float8, and modulation is what recipes have beside them.
         static: ranges of inputs are stored; otherwise they are found anew for every row.
         rotated: inputs are rotated over their whole width.
     """
 
-    bits: int
+    bits: int | None
     static: bool = False
     rotated: bool = False
 
     def spec(self, width: int) -> LinearSpec:
         """Of a linear of so many inputs."""
+        if self.bits is None:
+            return LinearSpec(Float8(), Act(Float8()))
         weight = Trellis(2) if self.bits == 2 else Int(self.bits)
         rotation = Rotation(width) if self.rotated else None
         return LinearSpec(weight, Act(Int(8), static=self.static), rotation=rotation)
@@ -76,7 +79,7 @@ def pack(block: Block, formats: Formats) -> Block:
         dense = block.get_submodule(name)
         assert isinstance(dense, nn.Linear)
         put(block, name, packed(dense, formats.spec(dense.in_features), clock))
-    block.ada = packed(block.ada, LinearSpec(Int(8) if formats.bits == 8 else Int(4)))
+    block.ada = packed(block.ada, LinearSpec(Int(8) if formats.bits in (8, None) else Int(4)))
     return block
 
 
@@ -121,9 +124,13 @@ def packed(dense: nn.Linear, spec: LinearSpec, clock: Clock | None = None) -> QL
     tensors = random_codes(w, spec.weight) if isinstance(spec.weight, Trellis) else encode(w, spec.weight or Int(8))
     found = {f"weight_{name}": t for name, t in tensors.items()}
     if spec.act is not None and spec.act.static:
+        assert isinstance(spec.act.grid, Int)
         found["act_scale"] = torch.full((1, 1), 6.0 / 127, device=w.device)
     layer.load(found | turned).requires_grad_(False)
-    layer.kernel = named("triton_int8" if spec.act is not None else "triton_decode")
+    if spec.act is None:
+        layer.kernel = named("triton_decode")
+    else:
+        layer.kernel = named("scaled_mm" if isinstance(spec.weight, Float8) else "triton_int8")
     return layer
 
 

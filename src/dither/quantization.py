@@ -113,7 +113,7 @@ def quantize(
     Args:
         target: a diffusers pipeline, or a module.
         recipe: a name (see ``dither.recipes``) or a Recipe.
-        bits: such as "w4a8"; the recipe's default if None.
+        bits: such as "w4a8" or "fp8"; the recipe's default if None.
         run: your own sampler, which calls the module; needed for a bare module if the recipe needs data.
         calls: in place of ``run``: denoiser calls that were recorded earlier, see ``dither.load_calls``.
         settings: ``STAGE.FIELD=VALUE`` changes to the recipe.

@@ -63,6 +63,26 @@ def test_quantize(dither, model, tmp_path):
     assert data["size"]["file_bytes"] == sum(f.stat().st_size for f in files)
 
 
+def test_float8(dither, model, tmp_path):
+    """Stored as it says, simulated where the CPU multiplies no float8, and loaded to the same bits."""
+    result = dither(f"quantize {model} -o out --recipe smoothquant --bits fp8 --samples 2 --steps 2 --json q.json")
+    assert result.exit_code == 0, result.stderr
+    assert "float8 per row" in result.stdout
+    assert "simulated: " in result.stdout
+    data = json.loads((tmp_path / "q.json").read_text())
+    assert data["recipe"]["bits"] == "fp8"
+    assert data["layers"]["simulated"] == 12
+    shown = json.loads(dither("inspect out --json").stdout)
+    rows = [r for r in shown["layers"]["rows"] if r["weight"] == "float8 per row"]
+    assert len(rows) == 12
+    assert {(r["act"], r["kernel"], r["simulated"]) for r in rows} == {("float8 per token dynamic", "reference", True)}
+    for row in rows:
+        _, k = row["shape"]
+        assert row["bits_per_weight"] == pytest.approx(8 + (32 + 32) / k)  # codes, scale, bias
+    result = dither(f"eval out --against {model} -n 4 --steps 2 --json e.json")
+    assert result.exit_code == 0, result.stderr
+
+
 def test_recipe_file_is_the_recipe_that_was_printed(dither, model, tmp_path, stored):
     (tmp_path / "r.json").write_text(dither("recipes smoothquant --bits w4a8").stdout)
     short = "--samples 2 --steps 2"

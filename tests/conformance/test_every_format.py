@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dither.errors import BadFormat
 from dither.kernels import KERNELS, choose, is_simulated, means, named
 from dither.kernels.int8 import _matmul
-from dither.kernels.native_calls import _has_few, _means
+from dither.kernels.native_calls import _has, _means
 from dither.native import library
 from dither.nn import Clock, QLinear, TimedLinear, ViewedLinear, build
 from dither.numerics import act_codes, act_values, decode, dynamic_table, rotate, unpack_int
@@ -24,6 +24,7 @@ from dither.spec import (
     PER_TENSOR,
     Act,
     Codebook,
+    Float8,
     Gaussian,
     Int,
     LinearSpec,
@@ -48,6 +49,9 @@ WEIGHTS = {
     "w8 asym tensor": Int(8, False, PER_TENSOR),
     **{f"w{b} of 8": Nested(Int(8), b) for b in (1, 4, 7)},
     **{f"w{b} of 8 asym": Nested(Int(8, False), b) for b in (1, 4, 7)},
+    "float8": Float8(),
+    "float8 tensor": Float8(PER_TENSOR),
+    "float8 group": Float8(6),
     "w2 of 4": Nested(Int(4), 2),
     "w3 of 4 asym": Nested(Int(4, False), 3),
     "w3 of 6": Nested(Int(6), 3),
@@ -73,6 +77,10 @@ ACTS = {
     "a8 asym static": Act(Int(8, False), static=True),
     "a8 static rows": Act(Int(8), static=True, rows=4),
     "a8 asym static rows": Act(Int(8, False), static=True, rows=4),
+    "float8": Act(Float8()),
+    "float8 group": Act(Float8(4)),
+    "float8 tensor": Act(Float8(PER_TENSOR)),
+    "float8 static rows": Act(Float8(), static=True, rows=4),
     "a8 two regions": Act(TwoRegion(8, signed=True)),
     "a6 two regions static rows": Act(TwoRegion(6, signed=True), static=True, rows=4),
     "a4 two regions static group": Act(TwoRegion(4, signed=True, group=6), static=True),
@@ -171,8 +179,8 @@ def test_every_part_in_every_dtype(parts, act, dtype):
         assert_close(got, oracle(layer, x), 1e-5 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps)
 
 
-@pytest.mark.parametrize("weight", [Int(8), Int(5, False), Nested(Int(8, False), 4), Codebook(1, 9)], ids=str)
-@pytest.mark.parametrize("act", [None, Act(Int(8)), Act(Int(6, False))], ids=str)
+@pytest.mark.parametrize("weight", [Int(8), Int(5, False), Nested(Int(8, False), 4), Float8(), Codebook(1, 9)], ids=str)
+@pytest.mark.parametrize("act", [None, Act(Int(8)), Act(Int(6, False)), Act(Float8())], ids=str)
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 1, 1), (1, 7, 13), (3, 1, 5), (17, 33, 31), (1, 64, 128)])
 def test_odd_shapes_and_single_rows(weight, act, m, n, k):
     if isinstance(weight, Codebook) and weight.size > n * k:
@@ -342,9 +350,10 @@ NATIVE = {
     ],
     "int8_mm": [(Trellis(2, 8, 7, 6), Act(Int(8)))],
     "cpu_decode": [(Nested(Int(4), 3), None), (Int(4, group=8), None), (Gaussian(4, 256), None), (Int(1), None)],
-    "dequantize": [(Codebook(2, 16), None), (None, None), (Trellis(2, 8, 7, 6), None)],
+    "dequantize": [(Codebook(2, 16), None), (None, None), (Trellis(2, 8, 7, 6), None), (Float8(), None)],
     "reference": [
         (Int(8), Act(Int(1))), (Codebook(2, 16), Act(Int(8))), (None, Act(Int(8))), (Int(8), Act(Log2(8), static=True)),
+        (Float8(), Act(Float8())), (Float8(), Act(Int(8))), (Int(8), Act(Float8())),
     ],
 }  # fmt: skip
 SELECTION = {
@@ -357,12 +366,13 @@ SELECTION = {
         (Nested(Int(8, group=8), 4), Act(Int(8))),
         (Int(8, group=8), Act(Int(8))), (Int(8), Act(Int(8, group=8))), (Int(1), Act(Int(8))),
         (Int(8), Act(Int(1))), (Codebook(2, 16), Act(Int(8))), (None, Act(Int(8))),
+        (Float8(), Act(Float8())), (Float8(), Act(Int(8))), (Int(8), Act(Float8())),
     ],
 }  # fmt: skip
 
 
-GPU = {"triton_int8", "triton_decode"}
-"""What they select is in ``kernels/test_gpu.py``."""
+GPU = {"triton_int8", "triton_decode", "scaled_mm"}
+"""What they select is in ``kernels/test_gpu.py`` and ``kernels/test_float8.py``."""
 
 
 def test_every_kernel_is_in_the_selection():
@@ -378,10 +388,10 @@ def rows(table):
 def torch_alone(monkeypatch):
     """No native code."""
     monkeypatch.setenv("DITHER_NATIVE", "off")
-    for cached in (library, _means, _has_few):
+    for cached in (library, _means, _has):
         cached.cache_clear()
     yield
-    for cached in (library, _means, _has_few):
+    for cached in (library, _means, _has):
         cached.cache_clear()
 
 

@@ -10,7 +10,7 @@ import torch
 import dither
 from dither.checkpoint import header_of
 from dither.recipes import recipe_from, recipe_to
-from dither.spec import Act, Bits, Codebook, Gaussian, Int, Recipe, Trellis, from_json, to_json
+from dither.spec import Act, Bits, Codebook, Float8, Gaussian, Int, Recipe, Trellis, from_json, to_json
 from dither.stages import (
     STAGES,
     AdaRound,
@@ -65,6 +65,9 @@ EVOLVE = Evolve(population=4, keep=2, rounds=1, sizes=(4, 8, 16), samples=2, ste
 BY_DISTANCE = dataclasses.replace(EVOLVE, judge="zoo:fashion")
 HALVE = Halve(candidates=4, sizes=(4, 8, 16), samples=2, most=4, steps=2)
 STATIC = Assign(weight=Int(8), act=Act(Int(8, False), static=True), adaln=Int(8), time_groups=3, branches=2)
+FLOAT8 = Assign(weight=Float8(), act=Act(Float8()), adaln=Float8())
+FLOAT8_STATIC = dataclasses.replace(STATIC, weight=Float8(), act=Act(Float8(), static=True))
+SEARCHED = Smooth(search=(0.25, 0.75), rows=64, weight=Float8(), act=Act(Float8()))
 UNTIMED = dataclasses.replace(STATIC, time_groups=1, branches=1)
 
 ADAROUND = AdaRound(iterations=4, batch=8, again=2)
@@ -93,6 +96,7 @@ ROWS: dict[str, tuple[Stage, tuple[Stage, ...]]] = {
     "smooth alpha 1": (Smooth(alpha=1.0), (Smooth(alpha=1.0), PLAIN, Rtn())),
     "smooth searched": (Smooth(search=(0.25, 0.75), rows=64), (Smooth(search=(0.25, 0.75), rows=64), PLAIN, Rtn())),
     "smooth online": (Smooth(online=True), (Smooth(online=True), PLAIN, Rtn())),
+    "smooth searched for float8": (SEARCHED, (SEARCHED, FLOAT8, Rtn())),
     "rotate": (Rotate(), (Rotate(), PLAIN, Rtn())),
     "rotate blocks": (Rotate(block=8), (Smooth(online=True), Rotate(block=8), PLAIN, Rtn())),
     "rotate by incoherence": (Rotate(threshold=2.5), (Rotate(threshold=2.5), PLAIN, Rtn())),
@@ -124,6 +128,7 @@ ROWS: dict[str, tuple[Stage, tuple[Stage, ...]]] = {
     "assign": (PLAIN, (PLAIN, Rtn())),
     "assign weight only": (Assign(weight=Int(3, False, 8)), (Assign(weight=Int(3, False, 8)), Rtn())),
     "assign codebook": (Assign(weight=Codebook(2, 16)), (Assign(weight=Codebook(2, 16)), Rtn())),
+    "assign float8": (FLOAT8, (Rotate(), FLOAT8, Rtn())),
     "assign act only": (Assign(act=Act(Int(8))), (Assign(act=Act(Int(8))), Rtn())),
     "attention": (Attention(), (PLAIN, Attention(), Rtn(), Ranges())),
     "attention and probabilities, static": (
@@ -209,6 +214,7 @@ ROWS: dict[str, tuple[Stage, tuple[Stage, ...]]] = {
     ),
     "teacher": (Teacher(), (Teacher(), PLAIN, Rtn(), TUNE)),
     "tune words": (TUNE, (Teacher(), WORDS, Rtn(), TUNE)),
+    "tune float8": (TUNE, (Teacher(), FLOAT8, Rtn(), TUNE)),
     "tune tiles": (TUNE, (Teacher(), Rotate(), TILES, Gptq(), TUNE)),
     "tune scales alone, static": (
         dataclasses.replace(TUNE, lr=0.0),
@@ -236,6 +242,7 @@ ROWS: dict[str, tuple[Stage, tuple[Stage, ...]]] = {
     ),
     "rtn": (Rtn(), (PLAIN, Rtn())),
     "ranges": (Ranges(), (STATIC, Rtn(), Ranges())),
+    "ranges of float8": (Ranges(), (FLOAT8_STATIC, Rtn(), Ranges())),
     "ranges shrunk": (Ranges(keep=0.9), (STATIC, Rtn(), Ranges(keep=0.9))),
     "ranges moving": (Ranges(momentum=0.9), (STATIC, Rtn(), Ranges(momentum=0.9))),
 }

@@ -38,6 +38,13 @@ def test_a_block_is_its_simulation_and_runs_in_three_calls(formats):
     assert [name for name, _ in calls] == ["linears", "linears", "feed_forward"]
 
 
+def test_a_block_of_float8_is_its_simulation():
+    block = quantized(denoiser(SMALL, "cpu", torch.float32, blocks=1), Formats(None)).blocks[0]
+    x, c = torch.randn(2, 6, 64), torch.randn(2, 64)
+    with torch.no_grad():
+        assert distance(block(x, c), simulated(block)(x, c)) < 2e-2
+
+
 def test_eight_bits_are_near_full_precision():
     x, c = torch.randn(2, 5, 64), torch.randn(2, 64)
     model = denoiser(SMALL, "cpu", torch.float32)

@@ -7,7 +7,7 @@ from torch import nn
 from dither.kernels import int8, named, reference
 from dither.nn import Clock, QLinear
 from dither.numerics import dynamic_grid, encode
-from dither.spec import PER_TENSOR, Act, Int, LinearSpec, Nested
+from dither.spec import PER_TENSOR, Act, Float8, Int, LinearSpec, Nested
 
 GRIDS = [Int(8), Int(8, False), Int(4, False), Int(8, False, PER_TENSOR)]
 
@@ -43,7 +43,9 @@ def test_int8_mm_in_blocks_is_int8_mm_at_once(weight, grid, static, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "weight", [Int(8), Int(4, False, 8), Int(3, True, PER_TENSOR), Nested(Int(6, False, 8), 3)], ids=str
+    "weight",
+    [Int(8), Int(4, False, 8), Int(3, True, PER_TENSOR), Nested(Int(6, False, 8), 3), Float8(), Float8(PER_TENSOR)],
+    ids=str,
 )
 def test_weight_only_in_parts_is_weight_only_at_once(weight, monkeypatch):
     layer = layer_of(LinearSpec(weight))

@@ -10,9 +10,12 @@ from dither.kernels import KERNELS, Kernel, choose, named
 from dither.kernels.gradient import run
 from dither.kernels.table import Inputs
 from dither.nn import build
-from dither.spec import Act, Int, LinearSpec
+from dither.spec import Act, Float8, Int, LinearSpec
 
 ASYM = LinearSpec(Int(8), Act(Int(8, False)))
+FLOAT8 = LinearSpec(Float8(), Act(Float8()))
+TAKEN = {"cpu_decode": tiny.W4, "dequantize": tiny.W4, "scaled_mm": FLOAT8}
+"""By kernel: what it runs; the others run ``ASYM``."""
 
 
 def layer(spec: LinearSpec):
@@ -39,7 +42,7 @@ def test_the_first_that_fits_wins(monkeypatch):
 
 
 def test_an_unknown_name_lists_the_known():
-    known = "cpu_int8, triton_int8, int8_mm, cpu_decode, triton_decode, dequantize, reference"
+    known = "cpu_int8, triton_int8, int8_mm, scaled_mm, cpu_decode, triton_decode, dequantize, reference"
     with pytest.raises(DitherError, match=f"unknown kernel 'fast'; known are {known}"):
         named("fast")
 
@@ -50,7 +53,7 @@ ON_CPU = [k for k in KERNELS if not k.name.startswith("triton_")]
 
 @pytest.mark.parametrize("kernel", ON_CPU, ids=lambda k: k.name)
 def test_a_kernel_leaves_its_inputs_alone(kernel):
-    found = layer(tiny.W4 if kernel.name in ("cpu_decode", "dequantize") else ASYM)
+    found = layer(TAKEN.get(kernel.name, ASYM))
     stored = found.stored()
     before = {k: v.clone() for k, v in stored.items()}
     x = torch.randn(3, 16)
@@ -64,7 +67,9 @@ def test_a_kernel_leaves_its_inputs_alone(kernel):
     assert all(torch.equal(v, before[k]) for k, v in stored.items())
 
 
-@pytest.mark.parametrize("spec", [tiny.W8A8, ASYM, LinearSpec(None, Act(Int(8)))], ids=["sym", "asym", "dense"])
+@pytest.mark.parametrize(
+    "spec", [tiny.W8A8, ASYM, LinearSpec(None, Act(Int(8))), FLOAT8], ids=["sym", "asym", "dense", "float8"]
+)
 def test_gradients_pass_straight_through(spec):
     found = layer(spec)
     x = torch.randn(2, 3, 16, requires_grad=True)

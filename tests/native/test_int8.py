@@ -373,7 +373,7 @@ def test_no_sanitizer_finds_anything_and_sums_are_right(name, main, flags, tmp_p
 @needs_compiler
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="flags of x86-64")
 @pytest.mark.parametrize("cpu", ["x86-64", "haswell", "skylake-avx512", "icelake-server", "sapphirerapids"])
-@pytest.mark.parametrize("name", ["int8", "few"])
+@pytest.mark.parametrize("name", ["int8", "few", "attention"])
 def test_it_compiles_for_cpus_that_are_not_here(name, cpu):
     """Wide vectors without VNNI too, and no vectors of ours at all."""
     command = [COMPILER, "-std=c++17", f"-march={cpu}", "-fsyntax-only", str(SOURCES / f"{name}.cpp")]

@@ -150,11 +150,11 @@ def test_gradients_reach_the_input():
 def test_layout_and_state():
     made = attention()
     put(made)
-    want = {f"quantized.{name}": entry for name, entry in attention_layout(SPEC, Widths(16, 16, 16)).items()}
+    want = {f"quantized.{name}": entry for name, entry in attention_layout(SPEC, Widths(16, 16, 16, 2)).items()}
     state = {k: (tuple(v.shape), v.dtype) for k, v in made.state_dict().items() if k.startswith("quantized")}
     assert state == want == {f"quantized.probs.{x}": ((1, 1), torch.float32) for x in ("scale", "upper")}
     with pytest.raises(BadFormat, match="group size 5 does not divide"):
-        attention_layout(AttentionSpec(k=Act(Int(8, group=5))), Widths(16, 16, 16))
+        attention_layout(AttentionSpec(k=Act(Int(8, group=5))), Widths(16, 16, 16, 2))
 
 
 def test_processors_that_compute_it_themselves_are_named():

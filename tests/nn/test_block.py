@@ -12,8 +12,8 @@ from spied import together as in_one_call
 from torch import nn
 
 from dither.kernels import means
-from dither.nn import Clock, QBlock, build, fuse, replace
-from dither.spec import PER_TENSOR, Act, Gaussian, Int, LinearSpec, LowRank, Rotation, Trellis
+from dither.nn import Clock, QAttention, QBlock, build, fuse, replace, widths_of
+from dither.spec import PER_TENSOR, Act, AttentionSpec, Gaussian, Int, LinearSpec, LowRank, Rotation, Trellis
 
 needs_native = pytest.mark.skipif(means() is None, reason="no native code on this machine")
 PLAIN = LinearSpec(Int(8), Act(Int(8)))
@@ -151,6 +151,26 @@ def test_other_attention_runs_as_its_module():
     got, calls = run(model)
     assert calls == ["feed_forward"]
     torch.testing.assert_close(got, want, rtol=2e-2, atol=2e-2)
+
+
+@needs_native
+@pytest.mark.parametrize("static", [True, False])
+def test_quantized_attention_runs_inside_unless_it_is_looked_at(static):
+    """Simulated or on integers, with the bits that it has as a module."""
+    model = quantized(tiny.dit(), PLAIN)
+    fuse(model)
+    side, v = Act(Int(8, group=8)), Act(Int(8, group=1), static)
+    for block in model.transformer_blocks:
+        made = QAttention(AttentionSpec(side, side, v, Act(Int(8, False))), widths_of(block.attn1), Clock())
+        made.load({"v.scale": torch.full((1, 16), 0.02)} if static else {}).attach(block.attn1)
+        assert made.simulated == (not static)
+    want, calls = run(model)
+    assert calls == TOGETHER
+    for block in (*model.transformer_blocks, *copy.deepcopy(model).transformer_blocks):
+        block.attn1.register_forward_hook(lambda *_: None)
+    got, calls = run(model)
+    assert calls == ["feed_forward"]
+    assert torch.equal(got, want)
 
 
 @needs_native

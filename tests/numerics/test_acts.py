@@ -16,12 +16,13 @@ from dither.numerics import (
     table_fault,
     table_layout,
 )
-from dither.spec import PER_TENSOR, Act, Int, Log2, TwoRegion
+from dither.spec import PER_TENSOR, Act, Float8, Int, Log2, TwoRegion
 
 STEPS = {"scale": torch.tensor([[0.01]]), "upper": torch.tensor([[0.08]])}
 GRIDS = {
     "int": (Int(5), {"scale": torch.tensor([[0.05]])}),
     "int asym": (Int(5, False), {"scale": torch.tensor([[0.05]]), "zero": torch.tensor([[7]], dtype=torch.uint8)}),
+    "float8": (Float8(), {"scale": torch.tensor([[0.01]])}),
     "signs": (TwoRegion(5, signed=True), STEPS),
     "small and large": (TwoRegion(5), STEPS),
     "shift": (TwoRegion(5, shift=True), STEPS),
@@ -107,6 +108,11 @@ def test_ranges_of_signs_reach_both_ends():
     assert table["upper"].item() == pytest.approx(3 / 127)
 
 
+def test_ranges_of_float8_reach_the_larger_end():
+    table = range_table(torch.tensor([[-0.17], [-7.0]]), torch.tensor([[3.0], [3.0]]), Float8())
+    torch.testing.assert_close(table["scale"], torch.tensor([[3.0], [7.0]]) / 448)
+
+
 def test_a_split_ends_where_it_says_and_shifts_by_powers_of_two():
     top, split = torch.tensor([[1.0]]), torch.tensor([[0.1]])
     table = split_table(top, split, TwoRegion(8))
@@ -128,10 +134,12 @@ def test_dynamic_tables_follow_each_row_and_group():
     torch.testing.assert_close(table["upper"], torch.tensor([[2 / 3, 1 / 3], [0.0, 4 / 3]]))
     assert dynamic_table(x, Log2(4))["scale"].tolist() == [[2.0], [4.0]]
     assert dynamic_table(x, Log2(4, group=PER_TENSOR))["scale"].tolist() == [[4.0]]
+    assert dynamic_table(448 * x, Float8(2))["scale"].tolist() == x.view(2, 2, 2).abs().amax(-1).tolist()
+    assert dynamic_table(448 * x, Float8(PER_TENSOR))["scale"].tolist() == [[8.0]]
 
 
 def test_zeros_stay_zeros():
-    for grid in (Int(4), Int(4, False), TwoRegion(4, signed=True), Log2(4)):
+    for grid in (Int(4), Int(4, False), TwoRegion(4, signed=True), Log2(4), Float8()):
         zeros = torch.zeros(2, 6)
         assert torch.equal(act_quantize(zeros, grid, dynamic_table(zeros, grid)), zeros)
     nothing = split_table(torch.zeros(1, 1), torch.zeros(1, 1), TwoRegion(4))
@@ -146,6 +154,7 @@ def test_layouts():
     assert table_layout(two, 8) == {"scale": ((2, 1), torch.float32), "upper": ((2, 1), torch.float32)}
     assert table_layout(Act(Log2(4), True), 8) == {"scale": ((1, 1), torch.float32)}
     assert table_layout(Act(Log2(4)), 8) == {}
+    assert table_layout(Act(Float8(4), True, 2), 8) == {"scale": ((2, 2), torch.float32)}
     with pytest.raises(BadFormat, match="group size 3 does not divide"):
         table_layout(Act(Log2(4, group=3)), 8)
 
@@ -159,6 +168,7 @@ def test_layouts():
             {"scale": torch.ones(1, 1), "zero": torch.tensor([[16]], dtype=torch.uint8)},
             ("zero", "above 15"),
         ),
+        (Float8(), {"scale": torch.tensor([[torch.nan]])}, ("scale", "NaN")),
         (Log2(4), {"scale": torch.tensor([[torch.inf]])}, ("scale", "infinite")),
         (TwoRegion(4, True), {"scale": torch.ones(1, 1), "upper": torch.tensor([[torch.nan]])}, ("upper", "NaN")),
         (TwoRegion(4), {"scale": torch.ones(1, 1), "upper": torch.tensor([[0.5]])}, ("upper", "finer than the lower")),

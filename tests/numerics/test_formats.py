@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dither.errors import BadCheckpoint, BadFormat, BadValue
 from dither.numerics import decode, encode, layout, stored_bits, validate
-from dither.spec import PER_ROW, PER_TENSOR, Act, Codebook, Format, Gaussian, Int, Nested, Trellis
+from dither.spec import PER_ROW, PER_TENSOR, Act, Codebook, Float8, Format, Gaussian, Int, Nested, Trellis
 
 FORMATS: list[Format] = [
     *(Int(b, s, g) for b in range(1, 9) for s in (True, False) for g in (PER_ROW, PER_TENSOR, 6)),
@@ -18,6 +18,7 @@ FORMATS: list[Format] = [
         for s in (True, False)
         for g in (PER_ROW, PER_TENSOR, 6)
     ),
+    *(Float8(g) for g in (PER_ROW, PER_TENSOR, 6)),
     Codebook(2, 16),
     Codebook(3, 5),
     Codebook(2, 8, half=True),
@@ -61,6 +62,7 @@ def test_declared_tensors_can_be_made_on_meta(fmt: Format) -> None:
 def test_stored_bits_of_dit_xl() -> None:
     assert stored_bits(Int(8), (1152, 1152)) == 1152 * (1152 * 8 + 32)
     assert stored_bits(Int(4, symmetric=False, group=128), (4608, 1152)) == 4608 * (1152 * 4 + 9 * 40)
+    assert stored_bits(Float8(), (1152, 1152)) == 1152 * (1152 * 8 + 32)
     assert stored_bits(Nested(Int(8), 4), (1152, 1152)) == stored_bits(Int(8), (1152, 1152))  # it is all stored
     assert stored_bits(Int(3, group=PER_TENSOR), (4, 9)) == 4 * 32 + 32  # 27 bits fill 4 bytes
     assert stored_bits(Codebook(4, 256), (1152, 1152)) == 1152 * 1152 * 2 + 256 * 4 * 32
@@ -86,7 +88,7 @@ def test_each_tensor_at_fault_is_named(fmt: Format) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
 def test_tampered_scales_are_refused(value: float) -> None:
-    for fmt in (Int(4), Int(8, False, 6), Nested(Int(8), 3), Codebook(2, 16, row_scale=True)):
+    for fmt in (Int(4), Int(8, False, 6), Float8(6), Nested(Int(8), 3), Codebook(2, 16, row_scale=True)):
         tensors = encode(weight(), fmt)
         tensors["scale"][3, 0] = value
         with pytest.raises(BadCheckpoint, match="'scale'"):
@@ -101,6 +103,11 @@ def test_tampered_zeros_codes_and_words_are_refused() -> None:
     nested = Nested(Int(4, symmetric=False), 2)
     with pytest.raises(BadCheckpoint, match=r"'zero' .* above 15"):
         validate(tensors, nested, SHAPE)
+    for code in (0x7F, 0xFF):
+        tensors = encode(weight(), Float8())
+        tensors["codes"][3, 2] = code
+        with pytest.raises(BadCheckpoint, match=r"'codes' .* that are NaN"):
+            validate(tensors, Float8(), SHAPE)
     tensors = encode(weight(), Codebook(3, 5))
     tensors["codes"][2, 0] = 5  # index 5 of 0 to 4, in the first 3 bits
     with pytest.raises(BadCheckpoint, match=r"'codes' .* beyond the 5"):
@@ -112,7 +119,7 @@ def test_tampered_zeros_codes_and_words_are_refused() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3, 4), (), (0, 4), (4, 0)])
-@pytest.mark.parametrize("fmt", [Int(8), Nested(Int(8), 4), Codebook(2, 4)], ids=str)
+@pytest.mark.parametrize("fmt", [Int(8), Float8(), Nested(Int(8), 4), Codebook(2, 4)], ids=str)
 def test_only_matrices(fmt: Format, shape: tuple[int, ...]) -> None:
     with pytest.raises(BadFormat, match="matrix"):
         layout(fmt, shape)
@@ -120,7 +127,7 @@ def test_only_matrices(fmt: Format, shape: tuple[int, ...]) -> None:
         encode(torch.zeros(shape), fmt)
 
 
-@pytest.mark.parametrize("fmt", [Int(8), Nested(Int(8), 4), Codebook(2, 4)], ids=str)
+@pytest.mark.parametrize("fmt", [Int(8), Float8(), Nested(Int(8), 4), Codebook(2, 4)], ids=str)
 def test_nan_is_refused(fmt: Format) -> None:
     with pytest.raises(BadValue, match="180 values"):
         encode(torch.full(SHAPE, math.nan), fmt)
@@ -134,5 +141,5 @@ def test_group_that_does_not_divide_is_refused_before_any_data() -> None:
 
 
 def test_what_is_not_a_format_is_refused() -> None:
-    with pytest.raises(BadFormat, match="not a format; known are Codebook, Gaussian, Int, Nested, Trellis"):
+    with pytest.raises(BadFormat, match="not a format; known are Codebook, Float8, Gaussian, Int, Nested, Trellis"):
         encode(weight(), Act(Int(8)))  # type: ignore[arg-type]

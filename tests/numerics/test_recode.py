@@ -5,13 +5,15 @@ import torch
 from torch import Tensor
 
 from dither.numerics import decode, encode, recode
-from dither.spec import PER_TENSOR, Codebook, Gaussian, Int, Nested, Trellis
+from dither.spec import PER_TENSOR, Codebook, Float8, Gaussian, Int, Nested, Trellis
 
 NEAREST = [
     Int(1),
     Int(2),
     Int(4, False, 8),
     Int(8, group=PER_TENSOR),
+    Float8(),
+    Float8(group=8),
     Codebook(4, 32),
     Codebook(2, 16, row_scale=True),
     Gaussian(4, 256),

@@ -8,6 +8,7 @@ from torch import nn
 import dither
 from dither.checkpoint import header_of
 from dither.errors import BadFormat, BadRecipe
+from dither.kernels.native_calls import has_attention
 from dither.models import adapter_for
 from dither.nn import QAttention
 from dither.numerics import act_quantize, dynamic_table, range_table
@@ -92,6 +93,16 @@ def test_channels_of_v_have_ranges_of_their_own():
     assert part.q.get_buffer("scale").shape == part.k.get_buffer("scale").shape == (1, 2)  # heads
 
 
+def test_channels_of_v_have_stored_ranges_where_others_have_none_and_all_is_integer():
+    model = jobs.pipeline().transformer
+    jobs.run((PLAIN, Attention(probs=8, channels=True), Rtn(), Ranges()), model).finish()
+    for name in NAMES:
+        part = model.get_submodule(name).quantized
+        assert part.spec == AttentionSpec(SIDE, SIDE, Act(Int(8, False, group=1), True), Act(Int(8, False)))
+        assert sorted(dict(part.named_buffers())) == ["v.scale", "v.zero"]
+        assert part.simulated == (not has_attention())
+
+
 def test_a_channel_of_v_that_stands_out_hurts_no_other():
     """Its factor is undone behind attention: the model is the same."""
 
@@ -144,7 +155,6 @@ def test_a_recipe_without_the_last_stage_is_told_what_it_lacks():
         (Attention(bits=0), r"attention\.bits 0"),
         (Attention(bits=9), r"attention\.bits 9"),
         (Attention(probs=9), r"attention\.probs 9"),
-        (Attention(channels=True), r"attention\.channels: only static ranges.*attention\.static"),
         (Attention(layers="(to"), r"attention\.layers '\(to' is not a regular expression"),
         (Attention(layers="to_x"), r"attention\.layers 'to_x' is found in no layer's name"),
     ],

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dither.errors import BadRecipe
 from dither.numerics import decode, dynamic_grid, encode, fake_quantize, random_signs, rotate
-from dither.spec import PER_TENSOR, Act, Bits, Int
+from dither.spec import PER_TENSOR, Act, Bits, Float8, Int
 from dither.stages.balance import Judge, best_scale, column_peaks, judge_of, share, shares, smoothing_scale
 
 X = torch.randn(64, 16, generator=torch.Generator().manual_seed(0)) * torch.logspace(-1, 1, 16)
@@ -94,6 +94,8 @@ def test_a_static_range_is_judged_as_one_range():
 
 def test_what_is_not_said_is_symmetric_and_of_the_bits_asked_for():
     assert judge_of(Bits(4, 6), None, None, None, 0, 16) == Judge(Int(4), Act(Int(6)))
+    float8 = Judge(Float8(), Act(Float8()))
+    assert judge_of(Bits(8, 8, floating=True), None, None, None, 0, 16) == float8
     assert judge_of(Bits(4), None, None, None, 0, 16) == Judge(Int(4), None)
     said = judge_of(Bits(4, 6), Int(3), Act(Int(8, False)), 8, 5, 16)
     assert (said.weight, said.act, said.block) == (Int(3), Act(Int(8, False)), 8)

@@ -16,7 +16,7 @@ from dither.errors import BadModel, BadRecipe, BadValue
 from dither.models import Call, adapter_for
 from dither.nn import QAttention
 from dither.quantization import plan_ahead
-from dither.spec import Act, Bits, Int, Recipe
+from dither.spec import Act, Bits, Float8, Int, Recipe
 from dither.stages import Assign, Attention, Job, Ranges, Rotate, Rtn, TimeGroups, Widen, describe
 from dither.stages.time_groups import range_features
 
@@ -220,7 +220,8 @@ def test_a_shift_of_the_range_counts_where_there_are_zero_points():
     want = torch.tensor([[math.log(2), -0.5], [math.log(2), 0.0], [math.log(1.2), -1 / 1.2]])
     torch.testing.assert_close(range_features(lo, hi, Act(Int(8, False), static=True)).float(), want)
     want = torch.tensor([[0.0], [math.log(2)], [0.0]])
-    torch.testing.assert_close(range_features(lo, hi, SYMMETRIC).float(), want)
+    for act in (SYMMETRIC, Act(Float8(), static=True)):
+        torch.testing.assert_close(range_features(lo, hi, act).float(), want)
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)

@@ -58,7 +58,7 @@ def quantize(
     model: Model,
     output: Annotated[Path, typer.Option("-o", "--output", help="folder to write; must not exist, or be empty")],
     recipe: Annotated[str, typer.Option(help="name of a recipe; see 'dither recipes'")] = "rtn",
-    bits: Annotated[Optional[str], typer.Option(help="such as w8a8 or w4a8")] = None,  # noqa: UP045
+    bits: Annotated[Optional[str], typer.Option(help="such as w8a8, w4a8 or fp8")] = None,  # noqa: UP045
     settings: Settings = None,
     recipe_file: Annotated[Optional[Path], typer.Option(help="a recipe as JSON, in place of a name")] = None,  # noqa: UP045
     seed: Seed = 0,
@@ -159,7 +159,7 @@ def report(
 @app.command("recipes")
 def list_recipes(
     name: Annotated[Optional[str], typer.Argument(help="print this recipe as JSON")] = None,  # noqa: UP045
-    bits: Annotated[Optional[str], typer.Option(help="such as w4a8")] = None,  # noqa: UP045
+    bits: Annotated[Optional[str], typer.Option(help="such as w4a8 or fp8")] = None,  # noqa: UP045
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """List the recipes, or print one with its paper and its switches."""

@@ -5,7 +5,7 @@ Importing this needs no Triton, and starts nothing.
 
 from dither.gpu.around import beside, int8_beside, tile_of
 from dither.gpu.inputs import int8_rows
-from dither.gpu.machine import can_run, is_interpreted
+from dither.gpu.machine import can_run, is_interpreted, multiplies_float8, scales_rows
 from dither.gpu.products import RANKS, SIGNED, UNSIGNED, WHOLE, int8_product, int8_product_codes
 from dither.gpu.weights import INTEGERS, MOST_ROWS, TRELLIS, WORDS, Stored, few_rows, int8_weight
 
@@ -28,5 +28,7 @@ __all__ = [
     "int8_rows",
     "int8_weight",
     "is_interpreted",
+    "multiplies_float8",
+    "scales_rows",
     "tile_of",
 ]

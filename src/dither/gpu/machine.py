@@ -1,4 +1,5 @@
-"""Whether Triton kernels can run here: Triton itself, a CUDA device, and an architecture whose tensor cores multiply int8."""
+"""What can run here. For kernels of Triton: Triton itself, a CUDA device, and tensor cores that multiply int8. For torch's
+products of float8: tensor cores that multiply those."""
 
 import importlib.util
 import logging
@@ -7,10 +8,24 @@ from functools import lru_cache
 
 import torch
 
-__all__ = ["LEAST", "OLDEST", "can_run", "is_interpreted", "processors", "triton_version"]
+__all__ = [
+    "FLOAT8",
+    "LEAST",
+    "OLDEST",
+    "can_run",
+    "is_interpreted",
+    "multiplies_float8",
+    "processors",
+    "scales_rows",
+    "triton_version",
+]
 
 LEAST = (8, 0)
 """Compute capability of the first architecture that kernels are made for (Ampere)."""
+FLOAT8 = (8, 9)
+"""The same of the first whose tensor cores multiply float8 (Ada)."""
+_ROWS = (9, 10)
+"""Major numbers of those for which torch's row-wise float8 products can be relied on: Hopper, Blackwell of data centers."""
 OLDEST = (3, 7)
 """Version of Triton that kernels were first compiled with."""
 _log = logging.getLogger("dither")
@@ -47,6 +62,24 @@ def _why_not(index: int | None) -> str | None:
         name = torch.cuda.get_device_name(index)
         return f"{name} has compute capability {have[0]}.{have[1]}, and they need {LEAST[0]}.{LEAST[1]}"
     return None
+
+
+def multiplies_float8(device: torch.device) -> bool:
+    """Whether torch multiplies ``float8_e4m3fn`` on this device's tensor cores."""
+    return device.type == "cuda" and _capability(device.index) >= FLOAT8
+
+
+def scales_rows(device: torch.device) -> bool:
+    """Whether such a product can scale rows and columns itself; the CPU, which multiplies none, does so too."""
+    return device.type == "cpu" or (device.type == "cuda" and _capability(device.index)[0] in _ROWS)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # graphs need not look into it
+def _capability(index: int | None) -> tuple[int, int]:
+    """Of an NVIDIA GPU; (0, 0) where there is none, or one of another maker."""
+    if not torch.cuda.is_available() or torch.version.hip is not None:
+        return 0, 0
+    return torch.cuda.get_device_capability(index)
 
 
 @lru_cache

@@ -10,10 +10,12 @@ from torch import nn
 from dither.clock import Clock
 from dither.inspection.times import by_time, is_quantized, specs_run
 from dither.kernels import Kernel, choose, is_simulated
+from dither.kernels.attention import attention_kernel
+from dither.kernels.reference import REFERENCE
 from dither.models import Adapter
 from dither.models.base import Layer
 from dither.models.rest import rest_of
-from dither.nn import Borrowed, QAttention, QLinear, TimedLinear, TimestepTable, ViewedLinear, tensor_layout
+from dither.nn import Borrowed, QAttention, QLinear, TimedLinear, TimestepTable, ViewedLinear, tensor_layout, widths_of
 from dither.spec import Act, AttentionSpec, LinearSpec, Spec, Timed, Views
 
 __all__ = ["describe", "plan_rows", "reasons", "spec_of", "stays", "summary"]
@@ -51,20 +53,23 @@ def describe(
         times = module.clock if isinstance(module, TimedLinear | ViewedLinear) else clock
         rows.append(_row(layer, module, found, times or Clock()))
     products = _attentions(model) if specs is None else attention or {}
-    return rows + [_attention_row(name, spec) for name, spec in products.items()] + _other_rows(model)
+    attentions = [_attention_row(name, one, model.get_submodule(name)) for name, one in products.items()]
+    return rows + attentions + _other_rows(model)
 
 
 def _attentions(model: nn.Module) -> dict[str, AttentionSpec]:
     return {name.rpartition(".")[0]: m.spec for name, m in model.named_modules() if isinstance(m, QAttention)}
 
 
-def _attention_row(name: str, spec: AttentionSpec) -> dict[str, Any]:
+def _attention_row(name: str, spec: AttentionSpec, module: nn.Module) -> dict[str, Any]:
     by_words: dict[str, list[str]] = {}
     for part, act in spec.parts.items():
         if act is not None:
             by_words.setdefault(str(act), []).append(part)
     said = "; ".join(f"{' '.join(parts)} {words}" for words, parts in by_words.items())
-    return _bare_row(name, "attention") | {"act": said, "kernel": "reference", "simulated": True}
+    device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    kernel = attention_kernel(spec, widths_of(module).head, device)
+    return _bare_row(name, "attention") | {"act": said, "kernel": kernel, "simulated": kernel == REFERENCE.name}
 
 
 def _other_rows(model: nn.Module) -> list[dict[str, Any]]:

@@ -17,8 +17,8 @@ from dither.native import library
 
 __all__ = [
     "FACTS", "INTEGERS", "MOST_ROWS", "MOST_TOGETHER", "TRELLIS", "TYPES", "WORDS", "Around", "FeedForward", "Few", "Linear",
-    "address", "check", "check_integers", "check_weight", "done", "ends", "has_few", "in_order", "linear", "means", "named",
-    "native", "rows_in", "told_of",
+    "address", "check", "check_integers", "check_weight", "done", "ends", "fields", "has_attention", "has_few", "in_order",
+    "linear", "means", "named", "native", "raised", "rows_in", "told_of",
 ]  # fmt: skip
 
 MEANS = ("AVX2", "AVX-VNNI", "AVX-512 VNNI", "AMX")
@@ -36,7 +36,7 @@ FACTS = (
 )  # fmt: skip
 
 
-def _fields(text: str) -> list[tuple[str, Any]]:
+def fields(text: str) -> list[tuple[str, Any]]:
     """``name`` is an integer, ``*name`` an address, ``.name`` a number with a point."""
     kinds = {"*": c_void_p, ".": c_double}
     return [(name.lstrip("*."), kinds.get(name[0], c_int64)) for name in text.split()]
@@ -52,7 +52,7 @@ _AROUND = "*shift *norm_scale norm_stride .eps *pre *signs *matrix block order *
 class Linear(ctypes.Structure):
     """``dither::Linear``."""
 
-    _fields_ = _fields(
+    _fields_ = fields(
         f"{_WEIGHT} *x x_type rows act_bits act_symmetric act_regions *act_scale *act_upper *act_zero act_stride act_groups "
         f"segments *bias *out out_type threads tiles tokens before narrow {_AROUND}"
     )
@@ -61,19 +61,19 @@ class Linear(ctypes.Structure):
 class FeedForward(ctypes.Structure):
     """``dither::FeedForward``."""
 
-    _fields_ = [("first", Linear), ("second", Linear), *_fields("tanh")]
+    _fields_ = [("first", Linear), ("second", Linear), *fields("tanh")]
 
 
 class Around(ctypes.Structure):
     """``Around``."""
 
-    _fields_ = _fields(f"*x type rows width tokens threads {_AROUND} *out")
+    _fields_ = fields(f"*x type rows width tokens threads {_AROUND} *out")
 
 
 class Few(ctypes.Structure):
     """``dither::Few``."""
 
-    _fields_ = _fields(f"{_WEIGHT} *x rows *bias *out threads")
+    _fields_ = fields(f"{_WEIGHT} *x rows *bias *out threads")
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # graphs need not look into it
@@ -85,7 +85,13 @@ def means() -> str | None:
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def has_few() -> bool:
     """Whether there is native code for a few rows."""
-    return _has_few()
+    return _has("few")
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def has_attention() -> bool:
+    """Whether there is native code for attention on quantized factors."""
+    return means() is not None and _has("attention")
 
 
 @lru_cache
@@ -100,12 +106,12 @@ def _means() -> str | None:
 
 
 @lru_cache
-def _has_few() -> bool:
-    code = library("few")
-    if code is None:
-        return False
-    code.dither_few.restype = c_int64
-    return True
+def _has(name: str) -> bool:
+    """Whether there is a library whose one function is ``dither_<name>``."""
+    code = library(name)
+    if code is not None:
+        getattr(code, f"dither_{name}").restype = c_int64
+    return code is not None
 
 
 def named(facts: Tensor) -> dict[str, int]:
@@ -162,11 +168,15 @@ def ends(x: Tensor, y: Tensor) -> dict[str, Any]:
 
 def done(status: int, told: Mapping[str, int], rows: int) -> None:
     """Raise what a status says."""
-    size = f"a linear of {told['outputs']} x {told['inputs']} and {rows} rows"
+    raised(status, f"a linear of {told['outputs']} x {told['inputs']} and {rows} rows", told)
+
+
+def raised(status: int, what: str, told: Mapping[str, int]) -> None:
+    """Raise what a status says of something."""
     if status == 2:
-        raise MemoryError(f"no memory for {size}")
+        raise MemoryError(f"no memory for {what}")
     if status:
-        raise DitherError(f"native code does not know {size}: {dict(told)}")
+        raise DitherError(f"native code does not know {what}: {dict(told)}")
 
 
 def check(name: str, tensor: Tensor | None, told: Mapping[str, int], fits: bool) -> None:

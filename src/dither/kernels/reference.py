@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dither.kernels.table import Inputs, Kernel, Shape
 from dither.numerics import act_quantize, decode, dynamic_table
-from dither.spec import Int, LinearSpec, Nested
+from dither.spec import Float8, Int, LinearSpec, Nested
 
 __all__ = ["DEQUANTIZE", "REFERENCE", "quantized_input"]
 
@@ -40,13 +40,14 @@ def _run_weight_only(call: Inputs) -> Tensor:
     fmt, (n, k) = call.spec.weight, call.shape
     bias = None if call.bias is None else call.bias.to(call.x.dtype)
     rows = max(1, _CACHED // k)
-    if isinstance(fmt, Int | Nested) and n > rows and call.x.device.type == "cpu" and not torch.compiler.is_compiling():
+    large = n > rows and call.x.device.type == "cpu" and not torch.compiler.is_compiling()
+    if large and isinstance(fmt, Int | Float8 | Nested):
         return _run_in_parts(call, fmt, bias, rows)
     weight = call.weight["dense"] if fmt is None else decode(call.weight, fmt, call.shape)  # (N, K)
     return F.linear(call.x, weight.to(call.x.dtype), bias)
 
 
-def _run_in_parts(call: Inputs, fmt: Int | Nested, bias: Tensor | None, rows: int) -> Tensor:
+def _run_in_parts(call: Inputs, fmt: Int | Float8 | Nested, bias: Tensor | None, rows: int) -> Tensor:
     """Some rows of the weight at a time, decoded in the caches: the whole float32 weight never exists."""
     n, k = call.shape
     y = call.x.new_empty(*call.x.shape[:-1], n)

@@ -51,6 +51,14 @@ inline void widen(const void* x, int64_t type, int64_t at, int64_t count, float*
     }
 }
 
+// The first ``left`` of a vector's values from ``at`` on, or all of them.
+inline Floats some(const void* p, int64_t type, int64_t at, int64_t left) {
+    if (type == F32) return some(static_cast<const float*>(p) + at, left);
+    uint16_t in[LANES] = {};
+    std::memcpy(in, static_cast<const uint16_t*>(p) + at, static_cast<size_t>(left < LANES ? left : LANES) * sizeof(uint16_t));
+    return from_bf16(in);
+}
+
 struct Range {
     float low, high;
     bool finite;
@@ -73,11 +81,7 @@ inline Range range_of(const float* x, int64_t count, bool symmetric) {
     for (; i + TURNS * LANES <= count; i += TURNS * LANES)
         for (int t = 0; t < TURNS; ++t) see(load<Floats>(x + i + t * LANES), t);
     for (; i + LANES <= count; i += LANES) see(load<Floats>(x + i), 0);
-    if (i < count) {
-        Floats rest{};
-        std::memcpy(&rest, x + i, static_cast<size_t>(count - i) * sizeof(float));
-        see(rest, 1);
-    }
+    if (i < count) see(some(x + i, count - i), 1);
     const int32_t bits = most_of(most(most(size[0], size[1]), most(size[2], size[3])));
     float top;
     std::memcpy(&top, &bits, sizeof top);
@@ -108,8 +112,10 @@ inline void grid_of(const Range& r, const Grid& grid, int64_t pass, float* scale
 }
 
 // clamp(round(x / scale) + zero) of ``LANES`` values, as float32. The quotient is exact where it decides: a product by
-// the reciprocal is off by a few units in the last place, which matters next to a tie alone.
-inline Floats rounded(Floats x, float scale, float inverse, float zero, float low, float high) {
+// the reciprocal is off by a few units in the last place, which matters next to a tie alone. ``One`` is a number, or a
+// vector where each lane has its own.
+template <class One>
+inline Floats rounded(Floats x, One scale, One inverse, One zero, float low, float high) {
     const Floats t = x * inverse;
     Floats code = nearest_of_any(t);
     if (any_above(size_of(t - code), 0.4999f)) code = nearest_of_any(x / scale);
@@ -130,19 +136,12 @@ inline int32_t encode(const float* x, int64_t count, int64_t padded, const Codes
         sum += q;
         to_bytes(out + i, q);
     }
-    int32_t total = sum_of(sum);
     if (i < count) {
-        const size_t left = static_cast<size_t>(count - i);
-        Floats rest{};
-        std::memcpy(&rest, x + i, left * sizeof(float));
-        const Ints q = __builtin_convertvector(rounded(rest, by, inverse, offset, low, high), Ints);
-        for (size_t j = 0; j < left; ++j) {
-            total += q[j];
-            out[i + static_cast<int64_t>(j)] = static_cast<uint8_t>(q[j]);
-        }
+        const Ints q = __builtin_convertvector(rounded(some(x + i, count - i), by, inverse, offset, low, high), Ints);
+        sum += some_bytes(out + i, q, count - i);
     }
     std::memset(out + count, 0, static_cast<size_t>(padded - count));
-    return total;
+    return sum_of(sum);
 }
 
 }  // namespace dither

@@ -22,15 +22,6 @@
 namespace dither {
 namespace {
 
-template <class Work>
-void multiplied(int64_t count, int64_t threads, bool tiles, const Work& work) {
-#ifdef DITHER_TILES
-    if (tiles) return shared(count, threads, work, enter_tiles, [] { _tile_release(); });
-#endif
-    (void)tiles;
-    shared(count, threads, work);
-}
-
 constexpr int64_t FEWEST = 8;  // rows that tiles are worth their while for
 
 constexpr int64_t MOST_TOGETHER = 4;

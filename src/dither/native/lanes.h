@@ -40,6 +40,27 @@ inline void store(void* p, const V& v) {
     std::memcpy(p, &v, sizeof v);
 }
 
+// The first ``left`` of a vector's values, or all of them; others are 0.
+inline Floats some(const float* p, int64_t left) {
+    if (left >= LANES) return load<Floats>(p);
+#if DITHER_WIDE
+    return (Floats)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1 << left) - 1), p);
+#else
+    Floats v{};
+    std::memcpy(&v, p, static_cast<size_t>(left) * sizeof(float));
+    return v;
+#endif
+}
+
+inline void store_some(float* p, Floats v, int64_t left) {
+    if (left >= LANES) return store(p, v);
+#if DITHER_WIDE
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1 << left) - 1), (__m512)v);
+#else
+    std::memcpy(p, &v, static_cast<size_t>(left) * sizeof(float));
+#endif
+}
+
 inline Floats all(float x) { return x - Floats{}; }
 inline Ints all(int32_t x) { return x - Ints{}; }
 inline Floats to_floats(Ints v) { return __builtin_convertvector(v, Floats); }
@@ -85,11 +106,19 @@ inline auto joined(V v, const Join& join) {
     return lanes[0];
 }
 
+#if DITHER_WIDE  // in the same order
+inline float least_of(Floats v) { return _mm512_reduce_min_ps((__m512)v); }
+inline float most_of(Floats v) { return _mm512_reduce_max_ps((__m512)v); }
+inline int32_t most_of(Ints v) { return _mm512_reduce_max_epi32((__m512i)v); }
+inline int32_t sum_of(Ints v) { return _mm512_reduce_add_epi32((__m512i)v); }
+inline float sum_of(Floats v) { return _mm512_reduce_add_ps((__m512)v); }
+#else
 inline float least_of(Floats v) { return joined(v, [](float a, float b) { return a < b ? a : b; }); }
 inline float most_of(Floats v) { return joined(v, [](float a, float b) { return a > b ? a : b; }); }
 inline int32_t most_of(Ints v) { return joined(v, [](int32_t a, int32_t b) { return a > b ? a : b; }); }
 inline int32_t sum_of(Ints v) { return joined(v, [](int32_t a, int32_t b) { return a + b; }); }
 inline float sum_of(Floats v) { return joined(v, [](float a, float b) { return a + b; }); }
+#endif
 inline Floats bits_to_floats(Ints v) { return (Floats)v; }
 inline Floats size_of(Floats v) { return (Floats)((Ints)v & 0x7fffffff); }
 
@@ -114,6 +143,20 @@ inline void to_bytes(uint8_t* p, Ints v) {
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(both));
 #else
     store(p, __builtin_convertvector(v, Bytes));
+#endif
+}
+
+// The first ``left`` of them, fewer than all: these values, with 0 for the others.
+inline Ints some_bytes(uint8_t* p, Ints v, int64_t left) {
+#if DITHER_WIDE
+    const __mmask16 there = static_cast<__mmask16>((1 << left) - 1);
+    _mm512_mask_cvtepi32_storeu_epi8(p, there, (__m512i)v);
+    return (Ints)_mm512_maskz_mov_epi32(there, (__m512i)v);
+#else
+    Ints kept{};
+    std::memcpy(&kept, &v, static_cast<size_t>(left) * sizeof(int32_t));
+    for (int64_t j = 0; j < left; ++j) p[j] = static_cast<uint8_t>(kept[j]);
+    return kept;
 #endif
 }
 

@@ -35,11 +35,12 @@ struct Factors {
     const int32_t* start;  // (64,) what sums begin with, or null
 };
 
-// sums (R, 64) of R rows.
-template <int R>
-inline void by_vectors(const Factors& f, int32_t* sums) {
-    constexpr int WIDE = LANES == 16 ? 4 : 2;  // vectors at a time, as registers allow
-    for (int64_t v = 0; v < PANEL; v += WIDE * LANES) {
+constexpr int WIDEST = LANES == 16 ? 4 : 2;  // vectors at a time, as registers allow
+
+// sums (R, 64) of R rows, of ``wanted`` outputs at least.
+template <int R, int WIDE>
+inline void by_vectors(const Factors& f, int64_t wanted, int32_t* sums) {
+    for (int64_t v = 0; v < wanted; v += WIDE * LANES) {
         Ints sum[R][WIDE] = {};
         if (f.start != nullptr)
             for (int i = 0; i < R; ++i)
@@ -62,16 +63,21 @@ inline void by_vectors(const Factors& f, int32_t* sums) {
 
 constexpr int64_t AT_ONCE = LANES == 16 ? 6 : 4;  // rows by vectors
 
-inline void by_vectors(Factors f, int64_t rows, int32_t* sums) {
+template <int R>
+inline void by_vectors(const Factors& f, int64_t wanted, int32_t* sums) {
+    wanted <= LANES ? by_vectors<R, 1>(f, wanted, sums) : by_vectors<R, WIDEST>(f, wanted, sums);
+}
+
+inline void by_vectors(Factors f, int64_t rows, int64_t wanted, int32_t* sums) {
     for (int64_t r = 0; r < rows; r += AT_ONCE, f.a += AT_ONCE * f.pitch_a) {
         int32_t* to = sums + r * PANEL;
         switch (rows - r < AT_ONCE ? rows - r : AT_ONCE) {
-            case 1: by_vectors<1>(f, to); break;
-            case 2: by_vectors<2>(f, to); break;
-            case 3: by_vectors<3>(f, to); break;
-            case 4: by_vectors<4>(f, to); break;
-            case 5: by_vectors<5>(f, to); break;
-            default: by_vectors<6>(f, to);
+            case 1: by_vectors<1>(f, wanted, to); break;
+            case 2: by_vectors<2>(f, wanted, to); break;
+            case 3: by_vectors<3>(f, wanted, to); break;
+            case 4: by_vectors<4>(f, wanted, to); break;
+            case 5: by_vectors<5>(f, wanted, to); break;
+            default: by_vectors<6>(f, wanted, to);
         }
     }
 }
@@ -95,8 +101,8 @@ inline void enter_tiles() {
 }
 
 // The same for 32 rows and 32 outputs from ``v`` on: four tiles of sums, two of codes, two of the panel. ``work`` is done
-// between steps, while tiles are multiplied.
-template <class Work>
+// between steps, while tiles are multiplied. Rows of sums are ``WIDTH`` apart.
+template <int64_t WIDTH = HALF, class Work>
 inline void by_tiles(const Factors& f, int64_t v, int32_t* sums, const Work& work) {
     const int8_t *b = f.b + column(v, f.pitch_b), *c = f.b + column(v + COLUMN, f.pitch_b);
     seen(f.a);
@@ -123,26 +129,22 @@ inline void by_tiles(const Factors& f, int64_t v, int32_t* sums, const Work& wor
         _tile_dpbusd(3, 5, 7);
         work();
     }
-    _tile_stored(0, sums, HALF * 4);
-    _tile_stored(1, sums + 16, HALF * 4);
-    _tile_stored(2, sums + 16 * HALF, HALF * 4);
-    _tile_stored(3, sums + 16 * HALF + 16, HALF * 4);
+    _tile_stored(0, sums, WIDTH * 4);
+    _tile_stored(1, sums + 16, WIDTH * 4);
+    _tile_stored(2, sums + 16 * WIDTH, WIDTH * 4);
+    _tile_stored(3, sums + 16 * WIDTH + 16, WIDTH * 4);
+    seen(sums);
 }
 #endif
 
-// The first ``left`` of a vector's values, or all of them.
-inline Floats some(const float* p, int64_t left) {
-    if (left >= LANES) return load<Floats>(p);
-    Floats v{};
-    std::memcpy(&v, p, static_cast<size_t>(left) * sizeof(float));
-    return v;
-}
-
-inline Floats some(const void* p, int64_t type, int64_t at, int64_t left) {
-    if (type == F32) return some(static_cast<const float*>(p) + at, left);
-    uint16_t in[LANES] = {};
-    std::memcpy(in, static_cast<const uint16_t*>(p) + at, static_cast<size_t>(left < LANES ? left : LANES) * sizeof(uint16_t));
-    return from_bf16(in);
+// ``work(i)`` for i in [0, count), by threads that may use tiles.
+template <class Work>
+void multiplied(int64_t count, int64_t threads, bool tiles, const Work& work) {
+#ifdef DITHER_TILES
+    if (tiles) return shared(count, threads, work, enter_tiles, [] { _tile_release(); });
+#endif
+    (void)tiles;
+    shared(count, threads, work);
 }
 
 // residual + gate y, of outputs from ``column`` of a sample's gate and from ``at`` of the residual on.
@@ -150,10 +152,26 @@ inline Floats gated(const Gate& by, int64_t sample, int64_t column, int64_t at, 
     return fused(some(by.gate + sample * by.stride + column, left), y, some(by.residual, type, at, left));
 }
 
+// The first ``left`` of a vector's values, or all of them, to ``at`` of outputs of a type.
+inline void put(Floats f, int64_t type, int64_t at, int64_t left, void* outputs) {
+    if (type == F32) {
+        store_some(static_cast<float*>(outputs) + at, f, left);
+        return;
+    }
+    uint16_t* out = static_cast<uint16_t*>(outputs) + at;
+    uint16_t whole[LANES];
+    if (left >= LANES) {
+        to_bf16(out, f);
+    } else {
+        to_bf16(whole, f);
+        std::memcpy(out, whole, static_cast<size_t>(left) * sizeof(uint16_t));
+    }
+}
+
 // Outputs [column, column + many) of a row, from their values.
 inline void put(const Plan& p, int64_t row, int64_t column, int64_t many, Floats* f) {
     const Linear& call = p.call;
-    int64_t to = row * call.weight.outputs + column;
+    const int64_t to = row * call.weight.outputs + column;
     if (call.gate.gate != nullptr) {
         const int64_t sample = p.sample(row);
         for (int64_t v = 0; v * LANES < many; ++v) {
@@ -162,23 +180,7 @@ inline void put(const Plan& p, int64_t row, int64_t column, int64_t many, Floats
             f[v] = gated(call.gate, sample, column + at, to + at, call.out_type, many - at, y);
         }
     }
-    for (int64_t v = 0; v * LANES < many; ++v, to += LANES) {
-        const int64_t left = many - v * LANES;
-        if (call.out_type == F32) {
-            float* out = static_cast<float*>(call.out) + to;
-            if (left >= LANES) store(out, f[v]);
-            else std::memcpy(out, &f[v], static_cast<size_t>(left) * sizeof(float));
-        } else {
-            uint16_t* out = static_cast<uint16_t*>(call.out) + to;
-            uint16_t whole[LANES];
-            if (left >= LANES) {
-                to_bf16(out, f[v]);
-            } else {
-                to_bf16(whole, f[v]);
-                std::memcpy(out, whole, static_cast<size_t>(left) * sizeof(uint16_t));
-            }
-        }
-    }
+    for (int64_t v = 0; v * LANES < many; ++v) put(f[v], call.out_type, to + v * LANES, many - v * LANES, call.out);
 }
 
 // A block of outputs: some rows, and WIDTH outputs from ``first`` on, which are [v, v + WIDTH) of the panel.
@@ -312,7 +314,7 @@ inline void multiply(const Plan& p, int64_t row, int64_t rows, int64_t panel, bo
         const int64_t many = row + rows - r;
         const Block block{r, many < ROWS ? many : ROWS, panel, 0, wanted};
         outputs<PANEL>(p, block, [&](int64_t turn, int32_t* sums) {
-            by_vectors(factors(r, turn, up(p.size, 4)), block.rows, sums);
+            by_vectors(factors(r, turn, up(p.size, 4)), block.rows, wanted, sums);
         });
     }
 }

@@ -50,13 +50,14 @@ class QActivation(nn.Module):
             return x
         return straight_through(x, self._rounded)
 
+    def stored(self, x: Tensor) -> dict[str, Tensor]:
+        """The table's rows for the samples of x (B, ..., K), which broadcast against it; nothing if ranges are dynamic."""
+        return {name: self.clock.pick(t, x) for name, t in self._buffers.items() if t is not None}
+
     def _rounded(self, x: Tensor) -> Tensor:
         assert self.act is not None  # see forward
         wide = x.float()
-        if self.act.static:
-            table = {name: self.clock.pick(t, x) for name, t in self._buffers.items() if t is not None}
-        else:
-            table = dynamic_table(wide, self.act.grid)
+        table = self.stored(x) if self.act.static else dynamic_table(wide, self.act.grid)
         return act_quantize(wide, self.act.grid, table).to(x.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QActivation":

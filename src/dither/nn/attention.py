@@ -6,7 +6,9 @@ A processor of diffusers projects, normalizes and rotates in its family's way an
 ``torch.nn.functional.scaled_dot_product_attention``. While an attention runs, its ``QAttention`` computes that one call; all
 else stays as it is. So every family that goes through it can be quantized, and none is written a second time.
 
-It is simulated in floating point; nothing here is fast, and queries go through in chunks so that no whole A need exist.
+Native code multiplies integers where the spec lets it (see ``kernels.attention``). Else it is simulated in floating point,
+and always where something asks for gradients or looks at a factor; then queries go through in chunks so that no whole A need
+exist.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,11 +23,22 @@ from torch.utils.hooks import RemovableHandle
 
 from dither.clock import Clock
 from dither.errors import BadModel, BadValue
+from dither.kernels.attention import CPU_ATTENTION, attention_kernel, attention_on_cpu
+from dither.kernels.reference import REFERENCE
 from dither.nn.activation import QActivation
 from dither.numerics import Layout, table_layout
 from dither.spec import AttentionSpec
 
-__all__ = ["PART", "QAttention", "Widths", "attention_layout", "attention_tensors", "detach", "widths_of"]
+__all__ = [
+    "PART",
+    "QAttention",
+    "Widths",
+    "attention_layout",
+    "attention_tensors",
+    "detach",
+    "products_of",
+    "widths_of",
+]
 
 PART = "quantized"
 """Name of the ``QAttention`` among an attention's modules, a part of its tensors' names."""
@@ -39,11 +52,18 @@ class Widths:
 
     Args:
         q, k, v: of each.
+        heads: how many share them.
     """
 
     q: int
     k: int
     v: int
+    heads: int
+
+    @property
+    def head(self) -> dict[str, int]:
+        """Channels of one head of each."""
+        return {"q": self.q // self.heads, "k": self.k // self.heads, "v": self.v // self.heads}
 
     @property
     def channels(self) -> dict[str, int]:
@@ -55,7 +75,8 @@ def widths_of(attention: nn.Module) -> Widths:
     """What an attention's own linears say. BadModel if it has none for q, k or v."""
     parts = dict(attention.named_children())
     try:
-        return Widths(*(int(cast(Any, parts[f"to_{x}"]).out_features) for x in "qkv"))
+        q, k, v = (int(cast(Any, parts[f"to_{x}"]).out_features) for x in "qkv")
+        return Widths(q, k, v, int(cast(Any, attention).heads))
     except KeyError as e:
         raise BadModel(f"a {type(attention).__name__} has no linear {e}: were its projections fused?") from None
 
@@ -102,6 +123,19 @@ class QAttention(nn.Module):
         self._running: list[_Intercepted] = []
         self._hooks: list[RemovableHandle] = []
 
+    @property
+    def kernel(self) -> str:
+        """Name of what computes the products here."""
+        return attention_kernel(self.spec, self.widths.head, self._device())
+
+    @property
+    def simulated(self) -> bool:
+        """Whether rounding is imitated in floating point here."""
+        return self.kernel == REFERENCE.name
+
+    def _device(self) -> torch.device:
+        return next((t.device for t in self.buffers()), torch.device("cpu"))
+
     def load(self, tables: Mapping[str, Tensor]) -> "QAttention":
         """Take ``PART.NAME`` tensors as the tables of the parts."""
         for name, tensor in tables.items():
@@ -118,6 +152,10 @@ class QAttention(nn.Module):
             attention.register_forward_hook(self._end, always_call=True),
         ]
         return self
+
+    def only_hooks(self, attention: nn.Module) -> bool:
+        """Whether nothing but this is told when the attention runs."""
+        return {*attention._forward_pre_hooks, *attention._forward_hooks} == {hook.id for hook in self._hooks}
 
     def _begin(self, attention: nn.Module, args: tuple[Any, ...]) -> None:
         self._running.append(_Intercepted(self.attend))
@@ -158,8 +196,11 @@ class QAttention(nn.Module):
         """
         if dropout_p or is_causal or enable_gqa:
             raise BadValue("quantized attention knows no dropout, no causal mask and no grouped heads")
-        q, k, v = (_by_head(part(side), x) for part, side, x in self._sides(query, key, value))
         scale = query.shape[-1] ** -0.5 if scale is None else scale
+        if self._runs_on_integers(query, key, value, attn_mask):
+            tables = {name: part.stored(query) for name, part in self._parts().items()}
+            return attention_on_cpu(self.spec, query, key, value, attn_mask, scale, tables)
+        q, k, v = (_by_head(part(side), x) for part, side, x in self._sides(query, key, value))
         rows = max(1, _SCORES // max(1, q.shape[0] * q.shape[1] * k.shape[2]))
         parts = []
         for start in range(0, q.shape[2], rows):
@@ -171,6 +212,20 @@ class QAttention(nn.Module):
             parts.append(self.probs(scores.softmax(-1)).to(v.dtype) @ v)
         return torch.cat(parts, 2)
 
+    def _parts(self) -> dict[str, QActivation]:
+        return {"q": self.q, "k": self.k, "v": self.v, "probs": self.probs}
+
+    def _runs_on_integers(self, *given: Tensor | None) -> bool:
+        """Whether native code computes this call: not where gradients pass, or where a factor is looked at or replaced."""
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
+            return False
+        parts = self._parts().values()
+        if any(type(p) is not QActivation or p._forward_hooks or p._forward_pre_hooks for p in parts):
+            return False
+        (query, *_) = given
+        assert query is not None
+        return attention_kernel(self.spec, self.widths.head, query.device) == CPU_ATTENTION
+
     def _sides(self, query: Tensor, key: Tensor, value: Tensor) -> Sequence[tuple[QActivation, Tensor, Tensor]]:
         """Each factor with its heads side by side, (B, N, H d)."""
         return [
@@ -178,10 +233,16 @@ class QAttention(nn.Module):
         ]
 
 
+def products_of(attention: nn.Module) -> QAttention | None:
+    """What computes an attention's products in its place, if something does."""
+    found = dict(attention.named_children()).get(PART)
+    return found if isinstance(found, QAttention) else None
+
+
 def detach(attention: nn.Module) -> None:
     """Let an attention compute its products itself again."""
-    old = dict(attention.named_children()).get(PART)
-    if isinstance(old, QAttention):
+    old = products_of(attention)
+    if old is not None:
         for hook in old._hooks:
             hook.remove()
         delattr(attention, PART)

@@ -20,6 +20,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 
 from dither.kernels.fusion import Around, Fusion, fusion_of
+from dither.nn.attention import PART, products_of
 from dither.nn.feed_forward import QFeedForward, integers, is_unwatched, turned
 from dither.nn.linear import QLinear
 
@@ -125,14 +126,17 @@ def _attended(attention: Attention, fusion: Fusion, x: Tensor, around: Around) -
     if last is None or any(linear is None for linear in readers):
         return None
     q, k, v = cast(list[QLinear], readers)
+    products = products_of(attention)
+    hooked = (attention,) if products is None or not products.only_hooks(attention) else ()
     alike = _read_alike(fusion, q, k, v)
-    if not (alike or fusion.rereads) or not is_unwatched((attention, q, k, v, last, *attention.to_out)):
+    if not (alike or fusion.rereads) or not is_unwatched((*hooked, q, k, v, last, *attention.to_out)):
         return None
     together = [[q, k, v]] if alike else [[q], [k], [v]]
     before = Around(around.shift, around.scale, around.eps)
     made = [y for some in together for y in _run(some, fusion, x, before)]
     a, b, c = (t.view(*t.shape[:2], attention.heads, -1).transpose(1, 2) for t in made)  # (B, H, T, D / H)
-    y = nn.functional.scaled_dot_product_attention(a, b, c).transpose(1, 2).flatten(2)
+    attend = nn.functional.scaled_dot_product_attention if products is None else products.attend
+    y = attend(a, b, c).transpose(1, 2).flatten(2)
     return _run([last], fusion, y, Around(gate=around.gate, residual=around.residual))[0]
 
 
@@ -147,9 +151,9 @@ def _is_self_attention(attention: Attention) -> bool:
     if type(attention) is not Attention or not isinstance(attention.processor, AttnProcessor2_0):
         return False
     parts = ("spatial_norm", "group_norm", "norm_q", "norm_k", "norm_cross")
-    known = {"to_q", "to_k", "to_v", "to_out", *parts}
+    known = {"to_q", "to_k", "to_v", "to_out", PART, *parts}
     if any(name not in known for name, part in attention.named_children() if part is not None):
-        return False  # quantized products, for one
+        return False
     plain = all(getattr(attention, name) is None for name in parts) and not attention.residual_connection
     return plain and attention.rescale_output_factor == 1
 

@@ -1,7 +1,7 @@
 """What each format means: encode, decode, pack; and the Hadamard rotations that weights and inputs share.
 
 ``formats`` is the entrance for anything that stores or loads a weight, ``acts`` for whatever rounds an activation. Kernels
-and stages that need the arithmetic of one format (codes, grids, indices) take it from ``integer``, ``nested``,
+and stages that need the arithmetic of one format (codes, grids, indices) take it from ``integer``, ``float8``, ``nested``,
 ``codebook`` and ``trellis``.
 """
 
@@ -26,6 +26,7 @@ from dither.numerics.codebook import (
     unpack_indices,
     words_dtype,
 )
+from dither.numerics.float8 import FLOAT8, decode_float8, encode_float8
 from dither.numerics.formats import Layout, decode, encode, layout, recode, stored_bits, validate
 from dither.numerics.gaussian import gaussian_codes, gaussian_indices, gaussian_values, gaussian_words, pack_gaussian
 from dither.numerics.hadamard import (
@@ -67,6 +68,7 @@ from dither.numerics.trellis import (
 )
 
 __all__ = [
+    "FLOAT8",
     "Layout",
     "Table",
     "act_codes",
@@ -76,6 +78,7 @@ __all__ = [
     "code_bounds",
     "decode",
     "decode_codebook",
+    "decode_float8",
     "decode_int",
     "decode_nested",
     "decode_trellis",
@@ -83,6 +86,7 @@ __all__ = [
     "dynamic_table",
     "encode",
     "encode_codebook",
+    "encode_float8",
     "encode_int",
     "encode_nested",
     "encode_trellis",

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from dither.numerics.float8 import dynamic_float8, float8_codes, float8_quantize, float8_scale, float8_values
 from dither.numerics.integer import (
     dynamic_grid,
     fake_quantize,
@@ -38,7 +39,7 @@ from dither.numerics.regions import (
     region_table,
     region_values,
 )
-from dither.spec import Act, Grid, Int, Log2, TwoRegion
+from dither.spec import Act, Float8, Grid, Int, Log2, TwoRegion
 
 __all__ = [
     "Table",
@@ -129,6 +130,15 @@ _TABLE: dict[type[Any], GridOps] = {
         lambda q, t, grid: from_codes(q, t["scale"], t.get("zero"), grid),
         lambda x, t, grid: fake_quantize(x, grid, t["scale"], t.get("zero")),
         int_fault,
+    ),
+    Float8: GridOps(
+        lambda grid: {"scale": _F32},
+        lambda x, grid: {"scale": dynamic_float8(x, grid)},
+        lambda lo, hi, grid: {"scale": float8_scale(lo, hi)},
+        lambda x, t, grid: float8_codes(x, t["scale"], grid),
+        lambda q, t, grid: float8_values(q, t["scale"], grid),
+        lambda x, t, grid: float8_quantize(x, t["scale"], grid),
+        lambda t, grid: scale_fault(t),
     ),
     TwoRegion: GridOps(
         lambda grid: {"scale": _F32, "upper": _F32},

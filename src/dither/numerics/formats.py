@@ -26,11 +26,12 @@ from dither.numerics.codebook import (
     recode_codebook,
     unpack_indices,
 )
+from dither.numerics.float8 import decode_float8, encode_float8, float8_fault, float8_layout, recode_float8
 from dither.numerics.gaussian import decode_gaussian, encode_gaussian, gaussian_layout, recode_gaussian
 from dither.numerics.integer import decode_int, encode_int, int_fault, int_layout, recode_int, scale_fault
 from dither.numerics.nested import decode_nested, encode_nested, nested_layout
 from dither.numerics.trellis import decode_trellis, encode_trellis, recode_trellis, trellis_layout
-from dither.spec import Codebook, Format, Gaussian, Int, Nested, Trellis
+from dither.spec import Codebook, Float8, Format, Gaussian, Int, Nested, Trellis
 
 __all__ = ["FormatOps", "Layout", "decode", "encode", "layout", "recode", "stored_bits", "validate"]
 
@@ -128,6 +129,10 @@ def _int_fault(tensors: Mapping[str, Tensor], fmt: Int, shape: Sequence[int]) ->
     return int_fault(tensors, fmt)
 
 
+def _float8_fault(tensors: Mapping[str, Tensor], fmt: Float8, shape: Sequence[int]) -> tuple[str, str] | None:
+    return float8_fault(tensors)
+
+
 def _nested_fault(tensors: Mapping[str, Tensor], fmt: Nested, shape: Sequence[int]) -> tuple[str, str] | None:
     return int_fault(tensors, fmt.whole)
 
@@ -155,6 +160,7 @@ def _trellis_fault(tensors: Mapping[str, Tensor], fmt: Trellis, shape: Sequence[
 
 _TABLE: dict[type[Any], FormatOps] = {
     Int: FormatOps(int_layout, encode_int, decode_int, _int_fault, recode_int),
+    Float8: FormatOps(float8_layout, encode_float8, decode_float8, _float8_fault, recode_float8),
     Nested: FormatOps(nested_layout, encode_nested, decode_nested, _nested_fault, _recode_nested),
     Codebook: FormatOps(codebook_layout, encode_codebook, decode_codebook, _codebook_fault, recode_codebook),
     Gaussian: FormatOps(gaussian_layout, encode_gaussian, decode_gaussian, _gaussian_fault, recode_gaussian),

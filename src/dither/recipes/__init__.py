@@ -23,9 +23,16 @@ def names() -> tuple[str, ...]:
 
 
 def get(name: str, bits: Bits | str | None = None) -> Recipe:
-    """The recipe of this name at these widths (its own default if None). BadRecipe lists the names."""
+    """The recipe of this name at these widths (its own default if None).
+
+    Raises:
+        BadRecipe: there is none of that name, or it is not for float8; the names are listed.
+    """
     entry = RECIPES.get(name)
     if entry is None:
         raise BadRecipe(f"unknown recipe '{name}'; known are {', '.join(RECIPES)}")
     widths = entry.bits if bits is None else Bits.parse(bits) if isinstance(bits, str) else bits
+    if widths.floating and not entry.floating:
+        able = ", ".join(e.name for e in RECIPES.values() if e.floating)
+        raise BadRecipe(f"recipe '{name}' is of integers and has no bits '{widths}'; those that have are {able}")
     return Recipe(entry.name, entry.paper, widths, describe(entry.stages(widths)))

@@ -1,20 +1,27 @@
 """Rounding to nearest and by GPTQ, and what ViDiT-Q puts together: SmoothQuant's scales, QuaRot's rotations."""
 
 from dither.recipes.entry import Entry
-from dither.spec import Act, Bits, Int
-from dither.stages import Assign, Clip, Gptq, Ranges, Rotate, Rtn, Smooth, Stage
+from dither.spec import Act, Bits, Float8, Int
+from dither.stages import Assign, Attention, Clip, Gptq, Ranges, Rotate, Rtn, Smooth, Stage
 
 __all__ = ["ENTRIES"]
 
 
 def _assign(bits: Bits) -> Assign:
-    """Per output channel, symmetric; activations dynamic per token; modulation linears weight-only, never under 4 bits."""
+    """Per output channel, symmetric; activations dynamic per token; modulation linears weight-only, never under 4 bits.
+
+    Beside float8, modulation weights are integers of 8 bits: nearer, and decoded by kernels that know them.
+    """
+    modulation = Int(max(bits.weight, 4))
+    if bits.floating:
+        return Assign(weight=Float8(), act=Act(Float8()), adaln=modulation)
     act = None if bits.act is None else Act(Int(bits.act))
-    return Assign(weight=Int(bits.weight), act=act, adaln=Int(max(bits.weight, 4)))
+    return Assign(weight=Int(bits.weight), act=act, adaln=modulation)
 
 
 def _rtn(bits: Bits) -> tuple[Stage, ...]:
-    return (_assign(bits), Rtn(), Ranges())
+    """``attention.bits=8`` and ``attention.probs=8`` quantize attention's products as well."""
+    return (_assign(bits), Attention(bits=None, channels=True), Rtn(), Ranges())
 
 
 def _rtn_clip(bits: Bits) -> tuple[Stage, ...]:
@@ -45,6 +52,7 @@ ENTRIES = (
         "Round to nearest, per channel; activations dynamic per token. The plain baseline.",
         Bits(8, 8),
         _rtn,
+        floating=True,
     ),
     Entry(
         "rtn-clip",
@@ -59,6 +67,7 @@ ENTRIES = (
         "Channel scales folded into adaLN and V rows, then rtn: no cost when it runs.",
         Bits(8, 8),
         _smoothquant,
+        floating=True,
     ),
     Entry(
         "quarot",
@@ -66,6 +75,7 @@ ENTRIES = (
         "Inputs and weights rotated by randomized Hadamard matrices, then rtn: no scales.",
         Bits(4, 4),
         _quarot,
+        floating=True,
     ),
     Entry(
         "gptq",

@@ -30,7 +30,7 @@ def recipe_from(data: Any) -> Recipe:
         or not isinstance(data.get("bits"), str)
         or not isinstance(stages, list | tuple)
     ):
-        raise BadRecipe("a recipe needs a name, bits such as 'w4a8', and a list of stages")
+        raise BadRecipe("a recipe needs a name, bits such as 'w4a8' or 'fp8', and a list of stages")
     pairs = []
     for item in stages:
         if not isinstance(item, Mapping) or not isinstance(item.get("stage"), str):

@@ -19,6 +19,7 @@ class Entry:
         about: one sentence: what it does, and how it differs from its neighbours.
         bits: default widths.
         stages: from widths to stages.
+        floating: it also takes float8 in place of integers.
     """
 
     name: str
@@ -26,3 +27,4 @@ class Entry:
     about: str
     bits: Bits
     stages: Callable[[Bits], tuple[Stage, ...]]
+    floating: bool = False

@@ -1,8 +1,8 @@
 """What a quantized model is, as plain data: formats, layer specs, the plan, the recipe that found it. No torch here.
 
-A *format* says how a weight is stored (``Int``, ``Nested``, ``Codebook``, ``Gaussian``, ``Trellis``), a *grid* how an
-activation is rounded (``Int``, ``TwoRegion``, ``Log2``). A ``LinearSpec`` says what one linear computes, an
-``AttentionSpec`` what attention's products read, a ``TableSpec`` that a timestep embedder is a table of its outputs:
+A *format* says how a weight is stored (``Int``, ``Float8``, ``Nested``, ``Codebook``, ``Gaussian``, ``Trellis``), a *grid*
+how an activation is rounded (``Int``, ``Float8``, ``TwoRegion``, ``Log2``). A ``LinearSpec`` says what one linear computes,
+an ``AttentionSpec`` what attention's products read, a ``TableSpec`` that a timestep embedder is a table of its outputs:
 
     y = decode(weight) . act( rotate( pre_scale * x ) ) + bias + time_bias            # x (..., K), y (..., N)
 
@@ -16,6 +16,7 @@ from dither.spec.formats import (
     PER_TENSOR,
     Act,
     Codebook,
+    Float8,
     Format,
     Gaussian,
     Grid,
@@ -36,6 +37,7 @@ __all__ = [
     "AttentionSpec",
     "Bits",
     "Codebook",
+    "Float8",
     "Format",
     "Gaussian",
     "Grid",

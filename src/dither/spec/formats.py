@@ -10,6 +10,7 @@ __all__ = [
     "PER_TENSOR",
     "Act",
     "Codebook",
+    "Float8",
     "Format",
     "Gaussian",
     "Grid",
@@ -29,6 +30,10 @@ PER_TENSOR = -1
 def _check_group(group: int) -> None:
     if group < PER_TENSOR:
         raise BadFormat(f"group size {group}: must be positive, {PER_ROW} (per row) or {PER_TENSOR} (per tensor)")
+
+
+def _grain(group: int) -> str:
+    return {PER_ROW: "per row", PER_TENSOR: "per tensor"}.get(group, f"group {group}")
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,29 @@ class Int:
         _check_group(self.group)
 
     def __str__(self) -> str:
-        grain = {PER_ROW: "per row", PER_TENSOR: "per tensor"}.get(self.group, f"group {self.group}")
-        return f"int{self.bits} {'sym' if self.symmetric else 'asym'} {grain}"
+        return f"int{self.bits} {'sym' if self.symmetric else 'asym'} {_grain(self.group)}"
+
+
+@dataclass(frozen=True)
+class Float8:
+    """Floating-point numbers of 8 bits, E4M3 without infinities (arXiv 2209.05433; ``float8_e4m3fn``), times a scale.
+
+    ``w = s q``: one sign bit, four of the exponent, three of the mantissa. q reaches from 2^-9 to 448 in magnitude, or is 0;
+    steps grow with it, so that what is at least ``2^-6 s`` moves by no more than 1/16 of itself.
+
+    Args:
+        group: how many neighbours along the input channels share a scale; ``PER_ROW`` or ``PER_TENSOR``.
+    """
+
+    kind: ClassVar[str] = "float8"
+    bits: ClassVar[int] = 8
+    group: int = PER_ROW
+
+    def __post_init__(self) -> None:
+        _check_group(self.group)
+
+    def __str__(self) -> str:
+        return f"float8 {_grain(self.group)}"
 
 
 @dataclass(frozen=True)
@@ -245,9 +271,9 @@ class Log2:
         return f"log2-{self.bits}"
 
 
-Format: TypeAlias = Int | Nested | Codebook | Gaussian | Trellis
+Format: TypeAlias = Int | Float8 | Nested | Codebook | Gaussian | Trellis
 """How a weight is stored. A new format is one class here and one file in ``numerics``."""
-Grid: TypeAlias = Int | TwoRegion | Log2
+Grid: TypeAlias = Int | Float8 | TwoRegion | Log2
 """The codes of an activation. A new one is one class here, one file in ``numerics`` and one line in ``numerics.acts``."""
 
 
@@ -279,4 +305,4 @@ class Act:
         when = ("static" if self.rows == 1 else f"static x{self.rows}") if self.static else "dynamic"
         if isinstance(self.grid, Int):
             return f"int{self.grid.bits} {'sym' if self.grid.symmetric else 'asym'} {grain} {when}"
-        return f"{self.grid} {grain} {when}"
+        return f"{'float8' if isinstance(self.grid, Float8) else self.grid} {grain} {when}"

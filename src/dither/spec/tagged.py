@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dither.errors import BadCheckpoint
-from dither.spec.formats import Act, Codebook, Gaussian, Int, Log2, Nested, Trellis, TwoRegion
+from dither.spec.formats import Act, Codebook, Float8, Gaussian, Int, Log2, Nested, Trellis, TwoRegion
 from dither.spec.plan import AttentionSpec, LinearSpec, LowRank, Plan, Rotation, TableSpec, Timed, View, Views
 
 __all__ = ["fits", "from_json", "to_json"]
@@ -16,6 +16,7 @@ _TAGGED: dict[str, type[Any]] = {
     c.kind: c
     for c in (
         Int,
+        Float8,
         Nested,
         Codebook,
         Gaussian,

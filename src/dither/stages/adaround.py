@@ -33,6 +33,7 @@ from dither.stages.base import MEASURED, Job, Phase
 from dither.stages.bounds import check_bounds
 from dither.stages.building import dense_of
 from dither.stages.effects import alike, row_weights
+from dither.stages.known import check_some
 from dither.stages.learned_steps import LearnedSteps
 from dither.stages.meanwhile import instead
 from dither.stages.minibatches import Samples
@@ -203,6 +204,7 @@ def _first_tables(job: Job, part: Part, now: Mapping[str, nn.Linear], samples: S
 def _chosen(job: Job) -> list[str]:
     """Layers to round; BadRecipe names one that cannot be, or shows that the full-precision model is gone."""
     names = [n for n, s in job.specs.items() if isinstance(s.weight, Int)]
+    check_some(AdaRound.tag, "integers", names, job.specs)
     if names and job.done:
         raise BadRecipe(
             f"adaround: an earlier stage has finished layer '{min(job.done)}', so that the full precision to learn from is "

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from dither.errors import BadFormat, BadRecipe
 from dither.numerics import fitting
-from dither.spec import Act, Codebook, Format, Int, LinearSpec, Trellis
+from dither.spec import Act, Codebook, Float8, Format, Int, LinearSpec, Trellis
 from dither.stages.base import Job, Phase
 from dither.stages.channels import equal_edges
 from dither.stages.incoherence import named
@@ -81,12 +81,12 @@ def _fitted(
         weight = _tiled(name, rows, width, weight)
     if isinstance(weight, Codebook):
         weight = _clamped(rows, width, weight)
-    asked = weight.group if isinstance(weight, Int) else 0, 0 if act is None else act.grid.group
-    if isinstance(weight, Int):
+    asked = weight.group if isinstance(weight, Int | Float8) else 0, 0 if act is None else act.grid.group
+    if isinstance(weight, Int | Float8):
         weight = fitting(weight, width)
     act = None if act is None else replace(act, grid=fitting(act.grid, width))
     for grid, had in ((weight, asked[0]), (None if act is None else act.grid, asked[1])):
-        if isinstance(grid, Int) and 0 < grid.group < min(LEAST_GROUP, had, width):
+        if isinstance(grid, Int | Float8) and 0 < grid.group < min(LEAST_GROUP, had, width):
             raise BadRecipe(
                 f"assign.fit: of the {width} input channels of layer '{name}' no group of at least {LEAST_GROUP} is a "
                 "divisor: exclude it, or give assign.weight.group 0"

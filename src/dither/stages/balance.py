@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dither.errors import BadRecipe
 from dither.numerics import act_quantize, decode, dynamic_table, encode, fitting, random_signs, rotate
-from dither.spec import PER_ROW, PER_TENSOR, Act, Bits, Format, Int
+from dither.spec import PER_ROW, PER_TENSOR, Act, Bits, Float8, Format, Int
 
 __all__ = ["Judge", "best_scale", "column_peaks", "judge_of", "share", "shares", "smoothing_scale"]
 
@@ -91,13 +91,15 @@ class Judge:
         return float((F.linear(xs, ws) - F.linear(x, w)).square().sum())
 
 
-def judge_of(bits: Bits, weight: Int | None, act: Act | None, block: int | None, seed: int, width: int) -> Judge:
+def judge_of(
+    bits: Bits, weight: Int | Float8 | None, act: Act | None, block: int | None, seed: int, width: int
+) -> Judge:
     """What later stages will do to a layer of this width; symmetric grids of these bits where nothing is said.
 
     A group size that does not divide the width is judged as the next one that does.
     """
-    fmt = fitting(weight or Int(bits.weight), width)
-    inputs = act or (None if bits.act is None else Act(Int(bits.act)))
+    fmt = fitting(weight or (Float8() if bits.floating else Int(bits.weight)), width)
+    inputs = act or (None if bits.act is None else Act(Float8() if bits.floating else Int(bits.act)))
     inputs = None if inputs is None else replace(inputs, grid=fitting(inputs.grid, width))
     if block is None:
         return Judge(fmt, inputs)

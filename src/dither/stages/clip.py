@@ -20,6 +20,7 @@ from dither.errors import BadRecipe
 from dither.numerics import dynamic_grid, from_codes, grid, grouped, int_range, to_codes
 from dither.spec import PER_TENSOR, Int
 from dither.stages.base import Job, Phase
+from dither.stages.known import check_some
 
 __all__ = ["Clip", "search_range"]
 
@@ -54,6 +55,7 @@ class Clip:
         """Fill ``job.grids``."""
         self._check()
         formats = {n: s.weight for n, s in job.specs.items() if isinstance(s.weight, Int)}
+        check_some(self.tag, "integers", formats, job.specs)
         samples = {n: RowSample(self.rows, seed=job.seed) for n in formats}
         if self.outputs and formats:
             job.observe("sampling inputs", {n: (p,) for n, p in samples.items()})

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dither.nn import QLinear
 from dither.numerics import decode
-from dither.spec import Int, LinearSpec
+from dither.spec import LinearSpec
 from dither.stages.learned_steps import dynamic
 
 __all__ = ["GivenWeight"]
@@ -53,7 +53,6 @@ class GivenWeight:
     def dynamic(self, x: Tensor) -> Tensor:
         """x (..., K) with the ranges that it has by itself, float32; gradients pass straight through."""
         assert self.spec.act is not None
-        assert isinstance(self.spec.act.grid, Int)
         return dynamic(x, self.spec.act.grid)
 
     def _branch(self, prefix: str) -> Tensor:

@@ -32,6 +32,7 @@ from dither.stages.clip import MOST_STEPS, search_range
 from dither.stages.columns import Factor, factor, round_columns
 from dither.stages.gradients import Passes
 from dither.stages.hessian import Gather, Moments, chunks
+from dither.stages.known import check_some
 from dither.stages.outputs import Part, round_by_outputs
 from dither.stages.tiles import Block, round_tiles
 
@@ -92,6 +93,7 @@ class Gptq:
         """Commit every layer whose weight is to be integers, trellis codes or Gaussian words."""
         gather = self._check()
         integers = [n for n, s in job.specs.items() if isinstance(s.weight, Int | Block)]
+        check_some(self.tag, "integers, trellis codes and Gaussian words", integers, job.specs)
         names = [n for n in integers if n not in job.done]
         if integers and not names:
             raise BadRecipe("gptq: an earlier stage has rounded every weight that it could; put 'gptq' before it")

@@ -14,7 +14,7 @@ from torch import Tensor
 from dither.clock import Clock
 from dither.kernels.gradient import straight_through
 from dither.numerics import Table, act_quantize, dynamic_table, fake_quantize, grouped, int_table
-from dither.spec import Int
+from dither.spec import Grid, Int
 
 __all__ = ["LearnedSteps", "dynamic"]
 
@@ -55,7 +55,7 @@ class LearnedSteps:
         return int_table((self.start * self.log.exp()).detach(), self.zero)
 
 
-def dynamic(x: Tensor, grid: Int) -> Tensor:
+def dynamic(x: Tensor, grid: Grid) -> Tensor:
     """x (..., K) on a grid with ranges of its own, float32; nothing is out of range, and gradients pass straight through."""
     return straight_through(x, lambda x: act_quantize(x, grid, dynamic_table(x, grid)))
 

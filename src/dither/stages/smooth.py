@@ -25,7 +25,7 @@ from dither import memory
 from dither.errors import BadModel, BadRecipe
 from dither.models.base import AdaLN, Fold, Rows, Site, linear_at
 from dither.nn import QLinear
-from dither.spec import Act, Int, LinearSpec
+from dither.spec import Act, Float8, Int, LinearSpec
 from dither.stages.aggregate import AGGREGATES
 from dither.stages.balance import best_scale, column_peaks, judge_of, share, shares, smoothing_scale
 from dither.stages.base import Job, Phase
@@ -69,7 +69,7 @@ class Smooth:
     search: tuple[float, ...] = ()
     online: bool = False
     rows: int = 1024
-    weight: Int | None = None
+    weight: Int | Float8 | None = None
     act: Act | None = None
     rotation: int | None = None
     data_free: bool = False

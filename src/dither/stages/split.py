@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from dither.errors import BadRecipe
 from dither.models.base import linear_at
-from dither.spec import Int, LinearSpec
+from dither.spec import Float8, Int, LinearSpec
 from dither.stages.assign import LEAST_GROUP
 from dither.stages.base import Job, Phase
 from dither.stages.incoherence import named
@@ -74,10 +74,10 @@ def _split(name: str, spec: LinearSpec, parts: tuple[int, ...]) -> LinearSpec:
             f"leave it out of the rotation, or rotate blocks of {math.gcd(*parts)}"
         )
     weight, act = spec.weight, spec.act
-    if isinstance(weight, Int):
+    if isinstance(weight, Int | Float8):
         weight = replace(weight, group=_group(name, weight.group, parts))
     elif weight is not None:
-        raise BadRecipe(f"split: layer '{name}' has {weight} weights, and only integers have groups")
+        raise BadRecipe(f"split: layer '{name}' has {weight} weights, and only integers and float8 have groups")
     if act is not None:
         act = replace(act, grid=replace(act.grid, group=_group(name, act.grid.group, parts)))
     return replace(spec, weight=weight, act=act)

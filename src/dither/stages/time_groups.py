@@ -23,7 +23,7 @@ from dither.models.base import linear_at
 from dither.nn import QLinear, attention_tensors, widths_of
 from dither.numerics import groups
 from dither.probes import GroupRange
-from dither.spec import Act, AttentionSpec, Int
+from dither.spec import Act, AttentionSpec, Float8, Int
 from dither.stages.base import Job, Phase
 from dither.stages.change_points import cut
 from dither.stages.channels import equal_edges
@@ -168,7 +168,7 @@ def _observed(
 def range_features(lo: Tensor, hi: Tensor, act: Act) -> Tensor:
     """What static tables would hold for ranges (L, G), as numbers (L, D) whose differences are relative errors."""
     lo, hi = lo.double().clamp(max=0.0), hi.double().clamp(min=0.0)
-    centred = isinstance(act.grid, Int) and act.grid.symmetric
+    centred = isinstance(act.grid, Float8) or (isinstance(act.grid, Int) and act.grid.symmetric)
     size = torch.maximum(-lo, hi) if centred else hi - lo
     size = size.maximum(size.amax(0) * SMALLEST).clamp(min=torch.finfo(torch.float32).tiny)
     features: Tensor = size.log() if centred else torch.cat([size.log(), lo / size], 1)

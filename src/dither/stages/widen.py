@@ -19,6 +19,7 @@ from dither.spec import Format, Int, LinearSpec, Timed, Views
 from dither.stages.base import Job, Phase
 from dither.stages.channels import Times, equal_edges
 from dither.stages.incoherence import named
+from dither.stages.known import check_widths, of_width
 from dither.stages.nesting import views_of
 
 __all__ = ["Widen"]
@@ -132,7 +133,8 @@ def _wider(name: str, spec: LinearSpec, to: Widen) -> LinearSpec:
             raise BadRecipe(f"widen.weight: layer '{name}' has weight {weight}, and only integers can be widened")
         weight = replace(weight, bits=max(weight.bits, to.weight))
     if to.act is not None and act is not None:
-        act = replace(act, grid=replace(act.grid, bits=max(act.grid.bits, to.act)))
+        check_widths("widen.act", name, act)
+        act = of_width(act, max(act.grid.bits, to.act))
     return replace(spec, weight=weight, act=act)
 
 

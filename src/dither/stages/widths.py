@@ -21,6 +21,7 @@ from dither.spec import Act, Format, Int, LinearSpec, Nested, Timed
 from dither.stages.base import Job, Study
 from dither.stages.budget import Item, check_average
 from dither.stages.channels import Times, check_edges, equal_edges
+from dither.stages.known import check_widths, of_width
 from dither.stages.nesting import views_of
 from dither.stages.roles import Unit, units_of
 from dither.stages.sensitivity import Losses, Variant, measure
@@ -149,6 +150,8 @@ class Asked:
             raise BadRecipe(
                 f"{self.tag}: layer '{layer.name}' has {spec.weight} weights, and only integers can be mixed"
             )
+        if side == "act" and spec.act is not None:
+            check_widths(f"{self.tag}.act", layer.name, spec.act)
         if spec.act is not None and spec.act.static and not (self.stored and side == "weight"):
             raise BadRecipe(
                 f"{self.tag}: layer '{layer.name}' has static activations, and only dynamic ones can change over time"
@@ -197,8 +200,7 @@ class Asked:
             ]
         if "act" in chosen:
             assert spec.act is not None
-            grid = spec.act.grid
-            acts = [replace(spec.act, grid=replace(grid, bits=b)) for b in chosen["act"]]
+            acts = [of_width(spec.act, b) for b in chosen["act"]]
             specs = [replace(s, act=act) for s, act in zip(specs, acts, strict=True)]
         return specs
 
@@ -247,7 +249,7 @@ def _weight(job: Job, top: int, bits: int, name: str) -> Format:
 def _act(job: Job, bits: int, name: str) -> Act:
     act = job.specs[name].act
     assert act is not None
-    return replace(act, grid=replace(act.grid, bits=bits))
+    return of_width(act, bits)
 
 
 def _bits(spec: LinearSpec, side: Side) -> int:

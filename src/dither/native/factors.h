@@ -1,0 +1,186 @@
+// The factors of an attention, one head at a time: queries as rows of codes, keys and values as panels.
+
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "inputs.h"
+#include "panels.h"
+#include "plan.h"
+
+namespace dither {
+
+// A factor (samples, heads, tokens, channels) whose channels lie together, and how it becomes codes.
+struct Factor {
+    const void* at;
+    int64_t by_sample, by_head, by_token;  // how far apart, in values
+    Grid grid;
+    const float* scale;   // of q and k (samples or 1, heads), or null: found here; of v (samples or 1, heads, channels)
+    const uint8_t* zero;  // the same, or null
+    int64_t stride;       // from one sample's ranges to the next one's
+
+    int64_t place(int64_t sample, int64_t head, int64_t token) const {
+        return sample * by_sample + head * by_head + token * by_token;
+    }
+};
+
+// How the output of the softmax becomes codes. One of two regions begins at 0 and ends at the last code of its steps; what
+// is above has steps of its own, and no value below that end.
+struct Probabilities {
+    Grid grid;
+    const float *scale, *upper;  // (samples or 1), or null: found here; upper: of two regions
+    const uint8_t* zero;
+    int64_t stride;
+};
+
+struct Attention {
+    Factor q, k, v;
+    Probabilities probs;
+    int64_t type;                               // of the factors and of the output
+    const float* mask;                          // added to scores, or null; its keys lie together
+    int64_t by_sample, by_head, by_query;       // of the mask
+    int64_t samples, heads, queries, keys, width, v_width;
+    double scale;                               // of scores
+    void* out;                                  // (samples, queries, heads, v_width)
+    int64_t threads, tiles;
+};
+
+// What a row of codes says beside them.
+struct Coded {
+    float scale;
+    int32_t zero, sum;
+    bool finite;
+};
+
+constexpr int64_t AHEAD = 6;  // tokens; those of a head lie far apart, and no CPU guesses where
+
+// Asks for values that will be read soon; nothing happens where there are none.
+inline void fetch(const void* values, int64_t type, int64_t at, int64_t count) {
+    const int64_t size = type == F32 ? 4 : 2;
+    const char* first = static_cast<const char*>(values) + at * size;
+    for (int64_t i = 0; i < count * size; i += 64) __builtin_prefetch(first + i);
+}
+
+// One row of q or k to unsigned bytes.
+inline Coded encoded(const Factor& f, int64_t type, int64_t sample, int64_t head, int64_t token, int64_t count, int64_t padded,
+                     float* spare, uint8_t* out) {
+    const int64_t at = f.place(sample, head, token);
+    fetch(f.at, type, at + AHEAD * f.by_token, count);
+    const float* x = type == F32 ? static_cast<const float*>(f.at) + at : spare;
+    if (type != F32) widen(f.at, type, at, count, spare);
+    const Range range = range_of(x, count, f.grid.symmetric);
+    Coded row{0.0f, 0, 0, range.finite};
+    grid_of(range, f.grid, 0, &row.scale, &row.zero);
+    if (f.scale != nullptr) {
+        const int64_t range_at = sample * f.stride + head;
+        row.scale = f.scale[range_at];
+        if (f.zero != nullptr) row.zero = f.zero[range_at];
+    }
+    row.sum = encode(x, count, padded, codes_of(f.grid, 0), row.scale, row.zero, out);
+    return row;
+}
+
+// sum a c - z_a sum c - z_c sum a + count z_a z_c, with ``rest`` = sum a - count z_a.
+inline Floats centred(const int32_t* sums, int32_t zero_a, const int32_t* sum_c, const int32_t* zero_c, int32_t rest) {
+    return to_floats(load<Ints>(sums) - zero_a * load<Ints>(sum_c) - rest * load<Ints>(zero_c));
+}
+
+// Unsigned bytes that stand for their value less 128 to signed ones that are it.
+inline void signed_bytes(uint8_t* bytes, int64_t count) {
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8) store(bytes + i, load<uint64_t>(bytes + i) ^ 0x8080808080808080u);
+    for (; i < count; ++i) bytes[i] ^= 128;
+}
+
+// Keys of a head as panels of 64 of them: codes, signed, and of each key its scale, zero point and sum.
+struct Keys {
+    int64_t padded = 0, panels = 0;  // bytes of a key
+    int8_t* codes = nullptr;
+    float* scale = nullptr;
+    int32_t *zero = nullptr, *sum = nullptr;
+    bool finite = true;
+
+    void take(const Attention& c, int64_t sample, int64_t head, Scratch& bytes, Scratch& tables, Scratch& spare) {
+        padded = up(c.width, STEP);
+        panels = up(c.keys, PANEL) / PANEL;
+        codes = bytes.of<int8_t>(panels * PANEL * padded);
+        scale = tables.of<float>(3 * panels * PANEL);
+        zero = reinterpret_cast<int32_t*>(scale + panels * PANEL);
+        sum = zero + panels * PANEL;
+        float* wide = spare.of<float>(c.width + PANEL * padded / 4);
+        int8_t* rows = reinterpret_cast<int8_t*>(wide + c.width);
+        for (int64_t panel = 0; panel < panels; ++panel) {
+            std::memset(rows, 0, static_cast<size_t>(PANEL * padded));
+            for (int64_t i = 0; i < PANEL; ++i) {
+                const int64_t key = panel * PANEL + i;
+                scale[key] = 0.0f;
+                zero[key] = sum[key] = 0;
+                if (key >= c.keys) continue;
+                uint8_t* row = reinterpret_cast<uint8_t*>(rows + i * padded);
+                const Coded coded = encoded(c.k, c.type, sample, head, key, c.width, padded, wide, row);
+                signed_bytes(row, c.width);
+                finite = finite && coded.finite;
+                scale[key] = coded.scale;
+                zero[key] = coded.zero - 128;
+                sum[key] = coded.sum - 128 * static_cast<int32_t>(c.width);
+            }
+            transpose(rows, padded, codes + panel * PANEL * padded);
+        }
+    }
+};
+
+// Values of a head as panels of 64 channels, whose codes of all tokens follow each other.
+struct Values {
+    int64_t padded = 0, panels = 0;  // tokens
+    int8_t* codes = nullptr;
+    float* scale = nullptr;
+    int32_t *zero = nullptr, *sum = nullptr;
+    bool finite = true;
+
+    void take(const Attention& c, int64_t sample, int64_t head, Scratch& bytes, Scratch& tables) {
+        padded = up(c.keys, STEP);
+        panels = up(c.v_width, PANEL) / PANEL;
+        codes = bytes.of<int8_t>(panels * PANEL * padded);
+        scale = tables.of<float>(3 * panels * PANEL);
+        zero = reinterpret_cast<int32_t*>(scale + panels * PANEL);
+        sum = zero + panels * PANEL;
+        const Codes may = codes_of(c.v.grid, 0);
+        const int64_t ranges = sample * c.v.stride + head * c.v_width;
+        for (int64_t i = 0; i < panels * PANEL; ++i) {
+            const bool there = i < c.v_width;
+            scale[i] = there ? c.v.scale[ranges + i] : 0.0f;
+            zero[i] = (there && c.v.zero != nullptr ? c.v.zero[ranges + i] : may.zero) - 128;
+        }
+        Ints most{};
+        for (int64_t first = 0; first < panels * PANEL; first += LANES) columns(c, c.v.place(sample, head, 0) + first, first, may, most);
+        finite = most_of(most) < NOT_FINITE;
+    }
+
+  private:
+    // Channels [first, first + LANES): four tokens of a channel are a word.
+    void columns(const Attention& c, int64_t at, int64_t first, const Codes& may, Ints& largest) {
+        const Floats s = load<Floats>(scale + first), one = all(1.0f);
+        const Floats by = s > 0.0f ? s : all(INFINITY), inverse = s > 0.0f ? one / s : Floats{};
+        const Floats offset = to_floats(load<Ints>(zero + first)) + 128.0f;
+        const int64_t left = c.v_width - first;
+        int8_t* to = codes + first / PANEL * PANEL * padded + column(first % PANEL, padded);
+        Ints total{};
+        for (int64_t token = 0; token < padded; token += 4) {
+            Ints word{};
+            for (int64_t j = 0; j < 4 && left > 0; ++j) fetch(c.v.at, c.type, at + (token + 4 + j) * c.v.by_token, 1);
+            for (int64_t j = 0; j < 4 && token + j < c.keys && left > 0; ++j) {
+                const Floats x = some(c.v.at, c.type, at + (token + j) * c.v.by_token, left);
+                largest = most(largest, (Ints)x & 0x7fffffff);
+                const Ints code = __builtin_convertvector(rounded(x, by, inverse, offset, may.low, may.high), Ints) - 128;
+                total += code;
+                word |= (code & 255) << static_cast<int32_t>(8 * j);
+            }
+            store(to + token * COLUMN, word);
+        }
+        store(sum + first, total);
+    }
+};
+
+}  // namespace dither
