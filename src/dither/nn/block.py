@@ -1,14 +1,14 @@
-"""``QBlock``: a transformer block whose norms, gates and residuals run in native code, in one call with the linears beside.
+"""``QBlock``: a transformer block whose norms, gates and residuals run in the same calls as the linears beside.
 
     x <- x + gate Attention( norm(x) (1 + scale) + shift )       x <- x + gate FeedForward( norm(x) (1 + scale) + shift )
 
-Written as operators, what lies around the linears reads and writes each activation a dozen times. In native code q, k and v
-are made from one rounding of the modulated inputs, and outputs are gated and added before they leave the caches. It is for
-the blocks of DiT and PixArt (``ada_norm_zero``, ``ada_norm_single``).
+Written as operators, what lies around the linears reads and writes each activation a dozen times. Native code on CPUs, and
+kernels of Triton on GPUs (a ``Fusion``), make q, k and v from one rounding of the modulated inputs, and gate and add outputs
+before they are written. It is for the blocks of DiT and PixArt (``ada_norm_zero``, ``ada_norm_single``).
 
-Where a linear has a hook, an adapter or another kernel, it runs as the module that it is, and what is around it in native
-code all the same: both give the same bits. Where norms have hooks, gradients are asked for, or the block does what is not
-known here, it runs as diffusers' block does.
+Where a linear has a hook, an adapter or another kernel, it runs as the module that it is, and what is around it by the same
+device all the same: both give the same bits, but for sums of norms that ``docs/gpu.md`` names. Where norms have hooks,
+gradients are asked for, or the block does what is not known here, it runs as diffusers' block does.
 """
 
 from collections.abc import Sequence

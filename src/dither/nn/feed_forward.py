@@ -26,7 +26,7 @@ __all__ = ["NativeGELU", "QFeedForward", "integers", "is_unwatched", "turned"]
 
 
 class NativeGELU(GELU):
-    """In place of a ``GELU`` of diffusers, whose linear it holds: GELU in native code behind a linear that runs there.
+    """In place of a ``GELU`` of diffusers, whose linear it holds: GELU of the device that runs the linear before it.
 
     Args:
         whole: the other.
