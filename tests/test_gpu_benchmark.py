@@ -1,5 +1,6 @@
 """What the benchmark on GPUs does without one: it refuses, keeps to its time, and reports ratios that say what is noise."""
 
+import copy
 import json
 
 import pytest
@@ -63,9 +64,9 @@ def test_float8_is_measured_beside_integers_and_peers():
 def in_float8(dtype):
     """A small block, and the same in float8; its modulation by torch, as the kernel of GPUs needs Triton."""
     whole = blocks.denoiser(blocks.Size(64, 2, 1), "cpu", dtype).blocks[0]
-    made = blocks.InFloat8(whole)
+    made = blocks.pack(copy.deepcopy(whole), blocks.Formats(None))
     made.ada.kernel = named("dequantize")
-    assert {getattr(made, name).kernel.name for name in blocks.PARTS} == {"scaled_mm"}
+    assert {made.get_submodule(name).kernel.name for name in blocks.PARTS} == {"scaled_mm"}
     return whole, made
 
 
@@ -76,14 +77,14 @@ def test_blocks_of_float8_are_near_what_they_were_and_are_their_simulation(dtype
     x, c = torch.randn(2, 6, 64).to(dtype), torch.randn(2, 64).to(dtype)
     got = made(x, c)
     assert 0 < layers.distance(got, whole(x, c)) < 0.1
-    assert layers.distance(got - x, blocks.Simulated(made)(x, c) - x) < most
+    assert layers.distance(got - x, blocks.simulated(made)(x, c) - x) < most
 
 
 def test_a_linear_of_float8_is_held_against_float64():
     torch.manual_seed(0)
     made = blocks.packed(torch.nn.Linear(64, 48, dtype=torch.bfloat16), LinearSpec(Float8(), Act(Float8())))
     x = torch.randn(5, 64).bfloat16()
-    assert layers.distance(made.kernel.run(blocks.call(made, x)), layers.expected(made, x)) < layers.MOST_ERROR
+    assert layers.distance(made(x), layers.expected(made, x)) < layers.MOST_ERROR
 
 
 def test_what_fails_says_why_in_one_line():

@@ -1,21 +1,19 @@
-"""A block of a DiT in plain torch, and the same on dither's kernels, every fusion of theirs included."""
+"""A block of a DiT as diffusers has it, and the same quantized, in the frame that every model of dither runs in."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, nn
 
 from dither.kernels import named
-from dither.kernels.gpu import linear, modulated, modulated_feed_forward
-from dither.kernels.table import Inputs
-from dither.nn import QLinear, build
-from dither.numerics import encode, layout
-from dither.spec import Act, Float8, Int, LinearSpec, Trellis
+from dither.nn import Clock, QLinear, build, fuse
+from dither.nn import replace as put
+from dither.numerics import encode, layout, random_signs, rotate
+from dither.spec import Act, Float8, Int, LinearSpec, Rotation, Trellis
 
-EPS = 1e-6
-PARTS = ("qkv", "proj", "fc1", "fc2")
+PARTS = tuple(f"whole.{n}" for n in (*(f"attn1.to_{x}" for x in "qkv"), "attn1.to_out.0", "ff.net.0.proj", "ff.net.2"))
 
 
 @dataclass(frozen=True)
@@ -32,79 +30,72 @@ FLUX = Size(3072, 24, 1)
 """One block as wide as FLUX's, with the four times wider feed-forward part of a DiT."""
 
 
+@dataclass(frozen=True)
+class Formats:
+    """How a block is quantized.
+
+    Args:
+        bits: of weights; 2 are trellis codes, drawn at random, since finding them takes minutes and changes no time; None:
+            weights and inputs are float8, and modulation is what recipes have beside them.
+        static: ranges of inputs are stored; otherwise they are found anew for every row.
+        rotated: inputs are rotated over their whole width.
+    """
+
+    bits: int | None
+    static: bool = False
+    rotated: bool = False
+
+    def spec(self, width: int) -> LinearSpec:
+        """Of a linear of so many inputs."""
+        if self.bits is None:
+            return LinearSpec(Float8(), Act(Float8()))
+        weight = Trellis(2) if self.bits == 2 else Int(self.bits)
+        rotation = Rotation(width) if self.rotated else None
+        return LinearSpec(weight, Act(Int(8), static=self.static), rotation=rotation)
+
+
 class Block(nn.Module):
-    """adaLN-Zero: attention, then feed-forward, each between a modulated norm and a gate."""
+    """adaLN-Zero: attention, then feed-forward, each between a modulated norm and a gate; and what makes its modulation."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()
-        d = size.width
-        self.heads = size.heads
-        self.qkv, self.proj, self.fc1, self.fc2 = (nn.Linear(*s) for s in ((d, 3 * d), (d, d), (d, 4 * d), (4 * d, d)))
+        self.size, d = size, size.width
+        self.whole = BasicTransformerBlock(
+            d, size.heads, d // size.heads, activation_fn="gelu-approximate", attention_bias=True,
+            norm_type="ada_norm_single", norm_elementwise_affine=False, norm_eps=1e-6,
+        )  # fmt: skip
         self.ada = nn.Linear(d, 6 * d)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """x (B, T, D), c (B, D)."""
-        shift, gain, gate, shift2, gain2, gate2 = (t[:, None] for t in self.ada(F.silu(c)).chunk(6, 1))
-        h = F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + gain) + shift
-        x = x + gate * self.proj(attention(self.qkv(h), self.heads))
-        h = F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + gain2) + shift2
-        return x + gate2 * self.fc2(F.gelu(self.fc1(h), approximate="tanh"))
+        y: Tensor = self.whole(x, timestep=self.ada(F.silu(c)))
+        return y
 
 
-class Quantized(nn.Module):
-    """The same block with quantized linears.
-
-    Args:
-        whole: the block whose weights are taken.
-        bits: of weights; 2 are trellis codes, drawn at random, since finding them takes minutes and changes no time.
-        static: ranges of inputs are stored; otherwise found anew for every row.
-    """
-
-    def __init__(self, whole: Block, bits: int, static: bool) -> None:
-        super().__init__()
-        self.heads = whole.heads
-        act = Act(Int(8), static=static)
-        weight = Trellis(2) if bits == 2 else Int(bits)
-        for name in PARTS:
-            self.add_module(name, packed(getattr(whole, name), LinearSpec(weight, act)))
-        self.ada = packed(whole.ada, LinearSpec(Int(8) if bits == 8 else Int(4)))
-
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """As of ``Block``."""
-        shift, gain, gate, shift2, gain2, gate2 = self.ada(F.silu(c)).chunk(6, 1)
-        h = attention(modulated(call(self.qkv, x), shift, gain, EPS), self.heads)
-        x = linear(call(self.proj, h), gate, x)
-        both = call(self.fc1, x), call(self.fc2, x)  # the second one's x gives its rows alone
-        return modulated_feed_forward(*both, shift2, gain2, EPS, True, gate2, x)
+def pack(block: Block, formats: Formats) -> Block:
+    """Put quantized linears into a block, in the place of its own, under one clock, as those of a model are."""
+    clock = Clock()
+    for name in PARTS:
+        dense = block.get_submodule(name)
+        assert isinstance(dense, nn.Linear)
+        put(block, name, packed(dense, formats.spec(dense.in_features), clock))
+    block.ada = packed(block.ada, LinearSpec(Int(8) if formats.bits in (8, None) else Int(4)))
+    return block
 
 
-class InFloat8(Block):
-    """The same block with linears of float8, and modulation as recipes have it beside them.
-
-    What is between products is left to torch's compiler, as in blocks that peers quantize.
-    """
-
-    def __init__(self, whole: Block) -> None:
-        nn.Module.__init__(self)
-        self.heads = whole.heads
-        for name in PARTS:
-            self.add_module(name, packed(getattr(whole, name), LinearSpec(Float8(), Act(Float8()))))
-        self.ada = packed(whole.ada, LinearSpec(Int(8)))
-
-
-class Simulated(Block):
-    """A quantized block that decodes and rounds in floating point, as the reference does: what it must give."""
-
-    def __init__(self, quantized: Quantized | InFloat8) -> None:
-        nn.Module.__init__(self)
-        self.heads = quantized.heads
-        for name in (*PARTS, "ada"):
-            layer: QLinear = getattr(quantized, name)
-            twin = build(layer.spec, layer, device=layer.get_buffer("weight_codes").device)
-            assert isinstance(twin, QLinear)
-            twin.load(dict(layer.named_buffers(recurse=False)))
-            twin.kernel = named("reference")
-            self.add_module(name, twin)
+def simulated(block: Block) -> Block:
+    """A quantized block that decodes and rounds in floating point, as the reference does: what the other one must give."""
+    twin = Block(block.size)
+    twin.whole.scale_shift_table = block.whole.scale_shift_table
+    for name in (*PARTS, "ada"):
+        layer = block.get_submodule(name)
+        assert isinstance(layer, QLinear)
+        made = build(layer.spec, layer, device=layer.get_buffer("weight_codes").device)
+        assert isinstance(made, QLinear)
+        made.load(dict(layer.named_buffers(recurse=False)))
+        made.kernel = named("reference")
+        put(twin, name, made)
+    return twin.eval().requires_grad_(False)
 
 
 class Denoiser(nn.Module):
@@ -121,29 +112,21 @@ class Denoiser(nn.Module):
         return x
 
 
-def attention(qkv: Tensor, heads: int) -> Tensor:
-    """(B, T, 3 D) to (B, T, D)."""
-    b, t, d = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
-    q, k, v = qkv.view(b, t, 3, heads, d // heads).permute(2, 0, 3, 1, 4)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, d)
-
-
-def call(layer: QLinear, x: Tensor) -> Inputs:
-    """What a kernel sees."""
-    return layer.inputs(x, layer.bias, layer.ways[0])
-
-
-def packed(dense: nn.Linear, spec: LinearSpec) -> QLinear:
+def packed(dense: nn.Linear, spec: LinearSpec, clock: Clock | None = None) -> QLinear:
     """A linear in this format on dither's kernels; static ranges are those of inputs of variance 1, which norms give."""
     w = dense.weight.detach().float()
-    layer = build(spec, dense, device=w.device)
+    layer = build(spec, dense, clock, device=w.device)
     assert isinstance(layer, QLinear)
+    turned = {}
+    if spec.rotation is not None:
+        turned["rotation_signs"] = random_signs(w.shape[1], 0).to(w.device)
+        w = rotate(w, turned["rotation_signs"], spec.rotation.block)
     tensors = random_codes(w, spec.weight) if isinstance(spec.weight, Trellis) else encode(w, spec.weight or Int(8))
     found = {f"weight_{name}": t for name, t in tensors.items()}
     if spec.act is not None and spec.act.static:
         assert isinstance(spec.act.grid, Int)
         found["act_scale"] = torch.full((1, 1), 6.0 / 127, device=w.device)
-    layer.load(found).requires_grad_(False)
+    layer.load(found | turned).requires_grad_(False)
     if spec.act is None:
         layer.kernel = named("triton_decode")
     else:
@@ -169,14 +152,10 @@ def denoiser(size: Size, device: str, dtype: torch.dtype, blocks: int | None = N
     return Denoiser(made)
 
 
-def replaced(model: Denoiser, make: Callable[[Block], nn.Module]) -> Denoiser:
-    """Block by block in place, so that no more than one block is there twice."""
-    for i, block in enumerate(model.blocks):
+def quantized(model: Denoiser, formats: Formats) -> Denoiser:
+    """Block by block in place, so that no more than one block is there twice; then fused, as models are that are loaded."""
+    for block in model.blocks:
         assert isinstance(block, Block)
-        model.blocks[i] = make(block)
+        pack(block, formats)
+    fuse(model)
     return model
-
-
-def quantized(model: Denoiser, bits: int, static: bool) -> Denoiser:
-    """With ``Quantized`` blocks."""
-    return replaced(model, lambda block: Quantized(block, bits, static))

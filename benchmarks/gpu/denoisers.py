@@ -8,22 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu.blocks import (
-    FLUX,
-    XL,
-    Block,
-    Denoiser,
-    InFloat8,
-    Quantized,
-    Simulated,
-    Size,
-    denoiser,
-    quantized,
-    replaced,
-)
+from benchmarks.gpu.blocks import FLUX, PARTS, XL, Block, Denoiser, Formats, Size, denoiser, quantized, simulated
 from benchmarks.gpu.clock import Budget, called, replayed
 from benchmarks.gpu.layers import attempt, distance
 from dither.errors import DitherError
+from dither.nn import replace as put
 
 MOST_ERROR = 2e-2
 """Of one block against its simulation, relative: attention is bfloat16 in both, and codes next to ties differ."""
@@ -70,9 +59,9 @@ def _compiled(model: Denoiser) -> Denoiser:
     return model
 
 
-def ours(bits: int, static: bool = False) -> Make:
+def ours(formats: Formats) -> Make:
     def make(size: Size) -> Denoiser:
-        model = quantized(eager(size), bits, static)
+        model = quantized(eager(size), formats)
         check(model.blocks[0], size)
         return model
 
@@ -80,18 +69,19 @@ def ours(bits: int, static: bool = False) -> Make:
 
 
 def ours_float8(size: Size) -> Denoiser:
-    model = replaced(eager(size), InFloat8)
-    check(model.blocks[0], size)
+    """What is between products is left to torch's compiler, as in blocks that peers quantize, but for norms."""
+    model = quantized(eager(size), Formats(None))
+    check(model.blocks[0], size, MOST_ERROR_OF_FLOAT8)
     return _compiled(model)
 
 
-def check(block: nn.Module, size: Size) -> None:
+def check(block: nn.Module, size: Size, most: float = MOST_ERROR) -> None:
     """DitherError if a block is not what its simulation gives."""
-    assert isinstance(block, Quantized | InFloat8)
+    assert isinstance(block, Block)
     x, c = inputs(Case("check", size, 2, 64))
     with torch.no_grad():
-        error = distance(block(x, c) - x, Simulated(block)(x, c) - x)
-    if error > (MOST_ERROR if isinstance(block, Quantized) else MOST_ERROR_OF_FLOAT8):
+        error = distance(block(x, c) - x, simulated(block)(x, c) - x)
+    if error > most:
         raise DitherError(f"a block is wrong by {error:.2g}: not timed")
 
 
@@ -121,8 +111,8 @@ def gemlite_int8(size: Size) -> Denoiser:
     model, make = eager(size), A8W8_INT8_dynamic(device="cuda:0", dtype=torch.bfloat16)
     for block in model.blocks:
         assert isinstance(block, Block)
-        for name in ("qkv", "proj", "fc1", "fc2"):
-            setattr(block, name, make.from_linear(getattr(block, name)))
+        for name in PARTS:
+            put(block, name, make.from_linear(block.get_submodule(name)))
     return _compiled(model)
 
 
@@ -130,11 +120,12 @@ BASE = "bfloat16 compiled"
 VARIANTS: dict[str, Make] = {
     "bfloat16 eager": eager,
     BASE: compiled,
-    "ours w8a8": ours(8),
-    "ours w8a8 static": ours(8, static=True),
+    "ours w8a8": ours(Formats(8)),
+    "ours w8a8 static": ours(Formats(8, static=True)),
     "ours fp8": ours_float8,
-    "ours w4a8": ours(4),
-    "ours w2a8": ours(2),
+    "ours w4a8": ours(Formats(4)),
+    "ours w4a8 rotated": ours(Formats(4, rotated=True)),
+    "ours w2a8": ours(Formats(2)),
     "torchao int8": torchao_int8,
     "torchao float8 by rows": torchao_float8,
     "gemlite int8": gemlite_int8,

@@ -71,7 +71,9 @@ class Clock:
 
     def rows_at(self, level: Tensor, branch: Tensor) -> Tensor:
         """Table rows of samples at these normalized noise levels (B,) and branches (B,), (B,) int64."""
-        group = torch.bucketize(level.float().contiguous(), self.edges.to(level.device), right=True)
+        if self.edges.device != level.device:
+            self.edges = self.edges.to(level.device)  # once: a copy at each call could not be captured in a graph
+        group = torch.bucketize(level.float().contiguous(), self.edges, right=True)
         return group * self.branches + (branch if self.branches > 1 else 0)
 
     def set(self, level: Tensor, branch: Tensor) -> None:

@@ -111,30 +111,68 @@ def test_rows_fit_registers(size, warps):
     """With GELU and a scale of columns."""
     from assembly import compiled
 
-    from dither.gpu.inputs import _warps
+    from dither.gpu.inputs import warps_for
     from dither.gpu.jit.quantize import quantize_rows
 
-    assert _warps(size) == warps
+    assert warps_for(size) == warps
     numbers = {"COUNT": "i32", "SIZE": "i32!", "STRIDE": "i32", "GROUPS": "i32"}
     fixed = {**GRID, "GELU": 1, "HALVES": True, "ROWS": 1, "BLOCK": size}
     code = compiled(quantize_rows, {**ROWS, "between": "fp32"}, numbers, fixed, 80, warps, 1)
     assert code.stack == 0
 
 
-def test_normalized_and_rotated_rows_fit_registers():
+NORM = {"shift": "fp32", "gain": "fp32"}
+SCALE = {"pre": "fp32"}
+TURN = {"signs": "i8", "inner": "i8"}
+OVER_LINES = {**TURN, "outer": "i8"}
+BESIDE = {
+    "norm of 4096": ((1, 4096), NORM | SCALE, {"HALVES": True}),
+    "norm of 16384": ((1, 16384), NORM | SCALE, {"HALVES": True}),
+    "norm of 9 groups": ((16, 128), NORM | SCALE, {"GROUPED": True}),
+    "norm of 1152 in blocks": ((16, 128), NORM | SCALE | TURN, {"HALVES": True}),
+    "norm of 1152, whole": ((64, 32), NORM | SCALE | OVER_LINES, {"HALVES": True}),
+    "norm of 3072, whole": ((64, 64), NORM | SCALE | OVER_LINES, {"HALVES": True}),
+    "4608 in blocks": ((64, 128), SCALE | TURN, {"HALVES": True}),
+    "4608, whole": ((128, 64), SCALE | OVER_LINES, {"HALVES": True}),
+    "1152, whole, and values": ((64, 32), NORM | SCALE | OVER_LINES | {"values": "bf16"}, {}),
+}
+
+
+def beside(case: str, arch: int, **changes: str) -> Any:
+    """Code of what lies before a linear, of bfloat16 inputs; changes are other dtypes."""
     from assembly import compiled
 
-    from dither.gpu.jit.quantize import hadamard_rows, modulated_rows
+    from dither.gpu.inputs import warps_for
+    from dither.gpu.jit.around import rows_around
 
-    numbers = {"COUNT": "i32", "SIZE": "i32!", "STRIDE": "i32"}
-    norm = numbers | {"TOKENS": "i32", "ACROSS": "i32!", "EPS": "fp32"}
-    fixed = {**GRID, "HALVES": True, "ROWS": 1, "BLOCK": 4096}
-    assert compiled(modulated_rows, {**ROWS, "shift": "bf16", "gain": "bf16"}, norm, fixed, 80, 8, 1).stack == 0
-    turn = compiled(
-        hadamard_rows, {**ROWS, "signs": "i8", "matrix": "i8"}, numbers, {**GRID, "WIDTH": 128, "ROWS": 32}, 90, 8, 1
-    )
-    assert turn.stack == 0
-    assert turn.count(r"HMMA\S*|HGMMA\S*"), "no tensor cores"
+    (a, b), more, told = BESIDE[case]
+    pointers = {**ROWS, **more, **changes}
+    numbers = {"SIZE": "i32!", "LINES": "i32", "COLUMNS": "i32!", "TOKENS": "i32", "ACROSS": "i32!", "STRIDE": "i32"}
+    numbers |= {"EPS": "fp32", "NORM": "fp32"}
+    fixed = {**GRID, "GROUPED": False, "HALVES": False, **told, "A": a, "B": b}
+    return compiled(rows_around, pointers, numbers, fixed, arch, warps_for(a * b), 1)
+
+
+@pytest.mark.parametrize(
+    ("case", "arch"),
+    [(case, arch) for case in BESIDE for arch in (ARCHITECTURES if "whole" in case else (80, 90))],
+    ids=str,
+)
+def test_what_lies_before_a_linear_fits_registers(case, arch):
+    from assembly import SHARED
+
+    code = beside(case, arch)
+    assert code.stack == 0, f"{code.stack} bytes spilled"
+    assert code.shared <= SHARED[arch] * 1024
+    assert bool(code.count(r"HMMA\S*|HGMMA\S*|UTC\w*MMA\S*")) == ("signs" in BESIDE[case][1]), "tensor cores rotate"
+
+
+@pytest.mark.parametrize("case", ["norm of 1152, whole", "norm of 1152 in blocks", "4608, whole"])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_other_dtypes_are_rotated_on_tensor_cores_too(case, dtype):
+    code = beside(case, 80, x=dtype)
+    assert code.count(r"HMMA\S*")
+    assert code.stack == 0
 
 
 INT3 = {"KIND": INTEGERS, "BITS": 3, "FLIP": 0, "SUB": 0, "ONES": 0, "TURN": 0, "DIM": 1, "COLUMNS": 1, "STATES": 1}

@@ -8,16 +8,17 @@ from hypothesis import strategies as st
 from lanes import interpreted, silent
 from nn.test_feed_forward import SPECS as BOTH
 from nn.test_feed_forward import WIDTH, Block
+from spied import spied
 
 from dither.errors import DitherError
-from dither.gpu import few_rows, int8_weight
-from dither.kernels import gpu, gpu_weights, named
+from dither.gpu import WHOLE, few_rows, int8_weight
+from dither.kernels import gpu, gpu_linears, gpu_weights, named
+from dither.kernels.fusion import Around, Turn
 from dither.kernels.integers import values_named
 from dither.kernels.table import Inputs
-from dither.nn import feed_forward as room
 from dither.nn import fuse
 from dither.numerics import decode, encode, trellis_codes, unpack_int
-from dither.spec import PER_TENSOR, Act, Gaussian, Int, LinearSpec, Nested, Rotation, Trellis
+from dither.spec import PER_TENSOR, Act, Gaussian, Int, LinearSpec, LowRank, Nested, Rotation, Trellis
 
 pytestmark = [interpreted, *silent]
 SPECS_OF_BOTH = {
@@ -83,7 +84,7 @@ def test_few_rows_and_many_of_weights_alone(weight):
 @pytest.mark.parametrize("act", ["a8", "a8 asym", "a8 static"])
 def test_packed_nibbles(weight, act):
     layer = held(spec_of(weight, ACTS[act]), 40, 96)
-    assert (gpu_weights.nibbles_of(layer.spec, layer.shape) != gpu.WHOLE) == (weight.group <= 0)
+    assert (gpu_weights.nibbles_of(layer.spec, layer.shape) != WHOLE) == (weight.group <= 0)
     x = input_of(2, 9, 96)
     assert_close(layer(x), oracle(layer, x))
 
@@ -175,6 +176,7 @@ SPECS = [
     spec_of(Int(4, False, 6), Act(Int(8, False))),
     spec_of(Gaussian(4, 256), ACTS["a8 asym static rows"]),
     spec_of(Int(4, False), Act(Int(8)), LinearSpec(pre_scale=1, rotation=Rotation(12))),
+    spec_of(Int(8), Act(Int(8)), LinearSpec(rotation=Rotation(24), lowrank=LowRank(2))),
     spec_of(Int(3, False), None),
 ]
 
@@ -205,27 +207,32 @@ def test_prepared_sums_are_of_what_is_multiplied():
         spec = LinearSpec(fmt, Act(Int(8, False)))
         ready = INT8.prepare(spec, shape, stored)
         call = Inputs(torch.empty(0, 64), spec, shape, stored, None, None, ready)
-        w = gpu._weight(call)
+        w = gpu_linears.weight_of(call)
         if w.dtype == torch.uint8:
             w = unpack_int(stored, Int(4, False), 64).int() - 8
         segments = ready["scale"].shape[1]
         assert torch.equal(ready["sums"], w.view(6, segments, -1).sum(-1, dtype=torch.int32).T)
 
 
-def test_gate_and_residual_of_a_linear():
-    layer, x = held(spec_of(Int(8), Act(Int(8)))), input_of(2, 5, K)
+def run(layer, x, turn=None, after=0, **around):
     call = layer.inputs(x, layer.bias, layer.ways[0])
-    gate, residual = torch.randn(2, N), torch.randn(2, 5, N)
-    got = gpu.linear(call, gate, residual)
-    torch.testing.assert_close(got, residual + gate[:, None] * layer(x))
+    return gpu_linears.linears([call], turn or Turn(), Around(**around), after)[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_gate_and_residual_of_a_linear(dtype):
+    """To the bit what they are behind it."""
+    layer, x = held(spec_of(Int(8), Act(Int(8)))), input_of(2, 5, K).to(dtype)
+    gate, residual = torch.randn(2, N), torch.randn(2, 5, N).to(dtype)
+    got = run(layer, x, gate=gate, residual=residual)
+    assert torch.equal(got, gpu_linears.gated(layer(x), gate, residual))
 
 
 @pytest.mark.parametrize("tanh", [True, False])
 def test_gate_and_gelu_behind_two_regions(tanh):
     layer, x = held(spec_of(Int(8, False), ACTS["a6 two regions static rows"])), input_of(2, 5, K)
-    call = layer.inputs(x, layer.bias, layer.ways[0])
     gate, residual, between = torch.randn(2, N), torch.randn(2, 5, N), torch.rand(K) + 0.5
-    got = gpu.linear(call, gate, residual, between, after=1 if tanh else 2)
+    got = run(layer, x, Turn(between), 1 if tanh else 2, gate=gate, residual=residual)
     y = torch.nn.functional.gelu(layer(x * between), approximate="tanh" if tanh else "none")
     torch.testing.assert_close(got, residual + gate[:, None] * y)
 
@@ -244,8 +251,22 @@ def test_a_kernel_leaves_its_inputs_alone(spec):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("approximate", ["tanh", "none"])
-@pytest.mark.parametrize("name", ["int8", "zero points", "groups", "by time", "regions", "codes", "symmetric codes"])
-def test_feed_forward_in_two_products_is_its_modules_one_by_one(name, approximate, dtype, monkeypatch):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "int8",
+        "zero points",
+        "groups",
+        "by time",
+        "regions",
+        "codes",
+        "symmetric codes",
+        "scaled and rotated",
+        "rotated",
+        "rotated only",
+    ],
+)
+def test_feed_forward_in_two_products_is_its_modules_one_by_one(name, approximate, dtype):
     """To the bit, whoever looks; and near what native code or torch makes of it."""
     one, two = SPECS_OF_BOTH[name]
     block = Block((one, two))
@@ -256,28 +277,26 @@ def test_feed_forward_in_two_products_is_its_modules_one_by_one(name, approximat
         fuse(block)
         for place in ("ff.net.0.proj", "ff.net.2"):
             block.get_submodule(place).kernel = INT8
-        calls, true = [], room.feed_forward_on_gpu
-        monkeypatch.setattr(room, "feed_forward_on_gpu", lambda *args: calls.append(args) or true(*args))
-        got = block(x)
-        assert len(calls) == 1
-        handle = block.ff.net[2].register_forward_hook(lambda *_: None)
-        want = block(x)
-        handle.remove()
-    assert len(calls) == 1
-    assert gpu._may_chain(calls[0][1]) == name.endswith("codes")
+        with spied() as calls:
+            got = block(x)
+            assert [name for name, _ in calls] == ["feed_forward"]
+            handle = block.ff.net[2].register_forward_hook(lambda *_: None)
+            want = block(x)
+            handle.remove()
+    assert "feed_forward" not in [name for name, _ in calls[1:]]
+    assert gpu_linears.may_chain(calls[0][1][0][1]) == name.endswith("codes")
     assert got.dtype == dtype
     assert torch.equal(got, want)
     assert float((got.float() - plain).norm() / plain.norm()) < 3e-2
 
 
-def test_linears_of_two_kernels_run_apart(monkeypatch):
+def test_linears_of_two_kernels_run_apart():
     block = Block(SPECS_OF_BOTH["int8"])
     fuse(block)
     block.ff.net[2].kernel = INT8
-    monkeypatch.setattr(room, "feed_forward_on_gpu", None)
-    monkeypatch.setattr(room, "feed_forward", None)
-    with torch.no_grad():
+    with torch.no_grad(), spied() as calls:
         assert block(torch.randn(3, 5, WIDTH)).isfinite().all()
+    assert not calls
 
 
 def test_they_are_in_the_table():

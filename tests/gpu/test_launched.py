@@ -9,10 +9,11 @@ import pytest
 import torch
 from lanes import compiled
 
-from dither.gpu import SIGNED, UNSIGNED, WHOLE, inputs, launch, products, weights
-from dither.kernels import gpu, gpu_weights
+from dither.gpu import SIGNED, UNSIGNED, WHOLE, around, inputs, launch, products, weights
+from dither.kernels import gpu, gpu_inputs, gpu_weights
+from dither.kernels.fusion import Around, Turn
 from dither.kernels.table import Inputs
-from dither.numerics import encode, hadamard_matrix, random_signs
+from dither.numerics import encode, random_signs
 from dither.spec import Act, Int, LinearSpec, Trellis
 
 pytestmark = compiled
@@ -46,7 +47,7 @@ def made(monkeypatch):
         assert code.asm["cubin"]
         found[kernel.__name__] += 1
 
-    for room in (inputs, products, weights):
+    for room in (around, inputs, products, weights):
         monkeypatch.setattr(room, "launch", compile_only)
     monkeypatch.setattr(launch, "is_interpreted", lambda: True)
     monkeypatch.setattr(products, "processors", lambda device: 10**6)  # the smallest tiles take the least time
@@ -89,11 +90,19 @@ def test_linears(spec, rows, n, k, kernels, made):
 def test_what_comes_before_a_product(made):
     x = torch.randn(2, 3, 64).bfloat16()
     OPS.triton_gelu(x, True)
-    OPS.int8_modulated(x, x[:, 0], x[:, 1], None, None, 1e-6, 8, True, True, False)
-    OPS.int8_modulated(x[:1, :1], x[:1, 0], x[:1, 1], torch.ones(1, 1), None, 1e-6, 8, True, False, True)
-    OPS.int8_rotated(x, random_signs(64, 0), hadamard_matrix(64), None, None, 8, False, True)
+    norm, scale, block = Around(x[:, 0], x[:, 1], 1e-6), torch.ones(64), Turn(torch.ones(64), random_signs(64, 0), 16)
+    for turn in (Turn(), Turn(scale), block, Turn(scale, random_signs(64, 0), 64)):
+        for beside in (norm, Around()):
+            first = gpu_inputs._beside(x, turn, beside, None)
+            OPS.beside(*first)
+            OPS.int8_beside(*first, None, None, 8, False, 1, True, True, True)
+    first = gpu_inputs._beside(x[:1, :1], block, Around(x[:1, 0], x[:1, 1], 1e-6), 16)
+    OPS.int8_beside(*first, torch.ones(1, 4), None, 8, True, 4, False, False, False)
+    wide = torch.randn(2, 3, 384).bfloat16()
+    first = gpu_inputs._beside(wide, Turn(None, random_signs(384, 0), 384), Around(), None)
+    OPS.int8_beside(*first, torch.ones(6, 1), torch.ones(6, 1, dtype=torch.uint8), 4, False, 1, False, True, False)
     OPS.int8_rows(x, None, None, torch.ones(64), 8, False, 2, 2, False, True)
-    assert made == {"gelu_all": 1, "modulated_rows": 2, "hadamard_rows": 1, "quantize_rows": 1}
+    assert made == {"gelu_all": 1, "rows_around": 18, "quantize_rows": 1}
 
 
 @pytest.mark.parametrize("nibbles", [WHOLE, SIGNED, UNSIGNED])

@@ -8,6 +8,7 @@ from called import SPECS, call_of, instructions
 
 from dither.errors import DitherError
 from dither.kernels import KERNELS, Kernel, cpu, means
+from dither.kernels.fusion import Around, Turn
 from dither.kernels.gradient import turned
 from dither.kernels.native_ops import OPS
 from dither.numerics import random_signs, rotate
@@ -60,13 +61,13 @@ def test_the_operators_are_good_ones():
 @pytest.mark.parametrize("spec", SPECS[:6], ids=str)
 def test_together_has_the_bits_that_it_has_one_by_one(spec, dtype):
     x, shift, scale, gate, there = inputs(dtype)
-    around = cpu.Around(shift, scale, 1e-6)
+    around = Around(shift, scale, 1e-6)
     seen = OPS.modulate(x, shift, scale, 1e-6)
     want = [call(spec, seen, seed) for seed in (0, 1, 2)]
-    got = cpu.linears([call(spec, x, seed) for seed in (0, 1, 2)], cpu.Turn(), around)
+    got = cpu.linears([call(spec, x, seed) for seed in (0, 1, 2)], Turn(), around)
     for i in range(3):
         assert torch.equal(got[i], cpu.CPU_INT8.run(want[i]))
-    one = cpu.linears([call(spec, x)], cpu.Turn(), cpu.Around(gate=gate, residual=there))[0]
+    one = cpu.linears([call(spec, x)], Turn(), Around(gate=gate, residual=there))[0]
     assert torch.equal(one, OPS.gated(cpu.CPU_INT8.run(call(spec, x)), gate, there))
 
 
@@ -78,11 +79,11 @@ def test_a_turn_is_numericss_rotation_but_for_the_last_places(width, block, dtyp
     torch.manual_seed(0)
     x, pre, signs = torch.randn(2, 3, width).to(dtype), torch.rand(width) + 0.5, random_signs(width, 3)
     close = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2**-8, "atol": 1e-5}
-    plain = OPS.turn(x, *cpu.Turn(None, signs, block).tensors, block)
+    plain = OPS.turn(x, *Turn(None, signs, block).tensors, block)
     assert plain.dtype == dtype
     torch.testing.assert_close(plain.double(), rotate(x.double(), signs, block), **close)
     if dtype == torch.float32:
-        given = (x, *cpu.Turn(pre, signs, block).tensors, block)
+        given = (x, *Turn(pre, signs, block).tensors, block)
         torch.library.opcheck(OPS.turn.default, given)
         torch.testing.assert_close(OPS.turn(*given).double(), rotate(x.double() * pre, signs, block), **close)
         assert torch.equal(OPS.turn(x, pre, None, 0), x * pre)
@@ -112,7 +113,7 @@ def test_norms_and_rotations_give_the_same_bits_on_all_instructions(afresh, monk
     x, shift, scale, *_ = inputs()
     signs, found = random_signs(WIDTH, 1), []
     for _ in instructions(monkeypatch):
-        found.append(OPS.turn(OPS.modulate(x, shift, scale, 1e-6), *cpu.Turn(None, signs, 24).tensors, 24))
+        found.append(OPS.turn(OPS.modulate(x, shift, scale, 1e-6), *Turn(None, signs, 24).tensors, 24))
     assert all(torch.equal(y, found[0]) for y in found)
 
 

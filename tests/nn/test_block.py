@@ -7,12 +7,12 @@ import tiny
 import torch
 from diffusers import PixArtTransformer2DModel
 from diffusers.models.attention_processor import AttnProcessor
+from spied import spied
+from spied import together as in_one_call
 from torch import nn
 
 from dither.kernels import means
 from dither.nn import Clock, QAttention, QBlock, build, fuse, replace, widths_of
-from dither.nn import block as room
-from dither.nn import feed_forward as beside
 from dither.spec import PER_TENSOR, Act, AttentionSpec, Gaussian, Int, LinearSpec, LowRank, Rotation, Trellis
 
 needs_native = pytest.mark.skipif(means() is None, reason="no native code on this machine")
@@ -72,16 +72,11 @@ def arguments(model, dtype=torch.float32):
 
 def run(model, dtype=torch.float32):
     """The output, and what ran in one call in the first block."""
-    calls = []
-    true = room.linears, beside.feed_forward
-    room.linears = lambda *args: calls.append("linears") or true[0](*args)
-    beside.feed_forward = lambda *args: calls.append("feed_forward") or true[1](*args)
     x, given = arguments(model, dtype)
-    try:
-        with torch.no_grad():
-            return model(x, **given).sample, calls[: len(calls) // len(model.transformer_blocks)]
-    finally:
-        room.linears, beside.feed_forward = true
+    with torch.no_grad(), spied() as calls:
+        found = model(x, **given).sample
+    ran = in_one_call(calls)
+    return found, ran[: len(ran) // len(model.transformer_blocks)]
 
 
 def watched(model):

@@ -6,11 +6,11 @@ import pytest
 import tiny
 import torch
 from diffusers.models.attention import FeedForward
+from spied import spied, together
 from torch import nn
 
 from dither.kernels import means
 from dither.nn import Clock, QFeedForward, QLinear, build, fuse, replace
-from dither.nn import feed_forward as room
 from dither.spec import PER_TENSOR, Act, Gaussian, Int, LinearSpec, LowRank, Rotation, Trellis, TwoRegion
 
 needs_native = pytest.mark.skipif(means() is None, reason="no native code on this machine")
@@ -57,13 +57,8 @@ class Block(nn.Module):
 
 def run(block, x):
     """The output, and whether both linears ran in one call."""
-    calls, true = [], room.feed_forward
-    room.feed_forward = lambda *args: calls.append(args) or true(*args)
-    try:
-        with torch.no_grad():
-            return block(x), bool(calls)
-    finally:
-        room.feed_forward = true
+    with torch.no_grad(), spied() as calls:
+        return block(x), "feed_forward" in together(calls)
 
 
 @needs_native

@@ -13,10 +13,12 @@ from dither.gpu.machine import processors, triton_version
 from dither.gpu.tiles import DEFAULTS, GROUPED, NIBBLES, Tile, block, default_tile
 from dither.gpu.tuner import Key, measured
 
-__all__ = ["SIGNED", "UNSIGNED", "WHOLE", "Product", "int8_product", "int8_product_codes"]
+__all__ = ["RANKS", "SIGNED", "UNSIGNED", "WHOLE", "Product", "int8_product", "int8_product_codes"]
 
 WHOLE, SIGNED, UNSIGNED = range(3)
 """How the weight comes: int8, or nibbles of either sort."""
+RANKS = (16, 32, 64, 128)
+"""Of low-rank branches."""
 
 
 def int8_product(
@@ -47,7 +49,7 @@ def int8_product(
         w: int8 (N, K), or nibbles uint8 (N, K / 2), their unsigned codes moved by -8 in ``w_zero`` and ``w_sum``.
         w_scale: float32 (N, Gw); with ``w_zero`` int32 alike, and ``w_sum`` int32 (S, N) where inputs have zero points.
         bias: (N,).
-        left, right: a low-rank branch, (M, R) and (N, R) of one dtype, R 16, 32, 64 or 128.
+        left, right: a low-rank branch, (M, R) and (N, R) of one dtype, R one of ``RANKS``.
         gate: (B, N), a row for each M / B rows of y, elements of a row next to each other.
         residual: (M, N).
         gelu: 0 none, 1 by tanh, 2 by erf.
@@ -269,7 +271,7 @@ def _check_epilogue(
     require((left is None) == (right is None), what, "right", right)
     if left is not None and right is not None:
         rank = left.shape[-1]
-        fits = rank in (16, 32, 64, 128) and left.dtype in NARROW and tuple(left.shape) == (m, rank)
+        fits = rank in RANKS and left.dtype in NARROW and tuple(left.shape) == (m, rank)
         require(fits, what, "left", left)
         require(_is(right, left.dtype, (n, rank)), what, "right", right)
     if gate is not None:

@@ -11,12 +11,12 @@ instructions, the kernels of torch do the work.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from dither.kernels.fusion import Around, Fusion, Turn
 from dither.kernels.integers import is_sign, unread, values_named, whole
 from dither.kernels.native_calls import FACTS, INTEGERS, MOST_ROWS, TRELLIS, TYPES, WORDS, has_few, means
 from dither.kernels.native_ops import OPS
@@ -25,7 +25,7 @@ from dither.kernels.table import Inputs, Kernel, Shape, rows_of, takes
 from dither.numerics import dynamic_table, groups, trellis_values
 from dither.spec import PER_TENSOR, Format, Gaussian, Int, LinearSpec, Nested, Trellis, TwoRegion
 
-__all__ = ["CPU_DECODE", "CPU_INT8", "Around", "Turn", "feed_forward", "linears", "rounds_alike"]
+__all__ = ["CPU_DECODE", "CPU_INT8", "NATIVE", "feed_forward", "linears", "rounds_alike"]
 
 _PANEL = 64  # outputs that native code takes at a time; tiles of trellises must divide them
 _MOST_INPUTS = 1 << 16  # sums fit 32 bits
@@ -141,48 +141,6 @@ def _given(call: Inputs, x: Tensor) -> tuple[Tensor | None, ...]:
     return (*_stored(call), *of_inputs, _bias(call), call.prepared["facts"])
 
 
-@dataclass(frozen=True)
-class Turn:
-    """What happens to inputs before they are rounded: ``(pre x signs) H / sqrt(block)``.
-
-    Args:
-        pre: (K,) float32, or None.
-        signs: (K,) int8, or None: no rotation.
-        block: of the rotation.
-    """
-
-    pre: Tensor | None = None
-    signs: Tensor | None = None
-    block: int = 0
-
-    @property
-    def tensors(self) -> list[Tensor | None]:
-        """As operators take them."""
-        return [self.pre, self.signs]
-
-
-@dataclass(frozen=True)
-class Around:
-    """What happens before and after linears, in the same call: ``modulate`` of inputs, ``gated`` of the one output.
-
-    Args:
-        shift, scale: (B, K) float32, or None.
-        eps: of the layer norm.
-        gate: (B, N) float32, or None.
-        residual: (B, T, N), what is added to.
-    """
-
-    shift: Tensor | None = None
-    scale: Tensor | None = None
-    eps: float = 0.0
-    gate: Tensor | None = None
-    residual: Tensor | None = None
-
-    def tensors(self, turn: Turn) -> list[Tensor | None]:
-        """As operators take them, with what happens between the norm and the linear."""
-        return [self.shift, self.scale, self.gate, self.residual, *turn.tensors]
-
-
 def rounds_alike(one: LinearSpec, other: LinearSpec, inputs: int) -> bool:
     """Whether two linears of ``inputs`` that ``CPU_INT8`` runs turn one tensor into the same codes, by each row's range."""
     if one.act is None or one.act.static or one.act.grid.group == PER_TENSOR or one.act != other.act:
@@ -222,6 +180,19 @@ def feed_forward(calls: tuple[Inputs, Inputs], turns: tuple[Turn, Turn], tanh: b
     return y
 
 
+def _takes(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype in TYPES and means() is not None
+
+
+def _turns(spec: LinearSpec, inputs: int, dtype: torch.dtype) -> bool:
+    return dtype in TYPES and (not spec.pre_scale or dtype == torch.float32)
+
+
+def _turn(x: Tensor, turn: Turn) -> Tensor:
+    y: Tensor = OPS.turn(x, *turn.tensors, turn.block)
+    return y
+
+
 def _run_weight_only(call: Inputs) -> Tensor:
     k = call.shape[1]
     if call.x.numel() > MOST_ROWS * k or call.x.numel() == 0:
@@ -242,3 +213,6 @@ def _bias(call: Inputs) -> Tensor | None:
 
 CPU_INT8 = Kernel("cpu_int8", True, _fits, _prepare, _run)
 CPU_DECODE = Kernel("cpu_decode", True, _fits_weight_only, _prepare, _run_weight_only)
+NATIVE = Fusion(
+    CPU_INT8, _takes, _turns, None, rounds_alike, False, linears, feed_forward, OPS.modulate, _turn, OPS.gated, OPS.gelu
+)

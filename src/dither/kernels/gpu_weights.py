@@ -1,4 +1,4 @@
-"""What kernels of Triton must know of a weight: how it is stored, and what they prepare of it."""
+"""What kernels of Triton must know of a weight: how it is stored, what they prepare of it, and its integers."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dither.gpu import INTEGERS, SIGNED, TRELLIS, UNSIGNED, WHOLE, WORDS, Stored
 from dither.kernels.integers import is_sign, unread, values_named, whole
-from dither.kernels.table import Shape
+from dither.kernels.table import Inputs, Shape
 from dither.numerics import (
     gaussian_codes,
     groups,
@@ -19,7 +19,7 @@ from dither.numerics import (
 )
 from dither.spec import Format, Gaussian, Int, LinearSpec, Nested, Trellis
 
-__all__ = ["group_counts", "nibbles_of", "prepare", "prepare_weight_only", "stored_as"]
+__all__ = ["decoded", "group_counts", "nibbles_of", "prepare", "prepare_weight_only", "stored_as"]
 
 _ALIGNED = 32  # columns: nibbles are read in whole vectors
 
@@ -116,3 +116,12 @@ def group_counts(spec: LinearSpec, shape: Shape) -> tuple[int, int]:
     """Groups of the weight and of inputs."""
     assert spec.act is not None  # see _fits
     return stored_as(spec.weight, shape).groups, groups(shape[1], spec.act.grid.group)
+
+
+def decoded(call: Inputs) -> Tensor:
+    """(N, K) int8 in a scratch tensor, of what was prepared."""
+    ready = call.prepared
+    stored = stored_as(call.spec.weight, call.shape)
+    zero = ready.get("zero") if stored.bits < 8 else None
+    w: Tensor = torch.ops.dither.int8_weight(call.weight["codes"], zero, ready.get("table"), stored.numbers())
+    return w

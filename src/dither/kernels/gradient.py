@@ -13,21 +13,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dither.kernels.native_calls import TYPES, means
-from dither.kernels.native_ops import OPS
+from dither.kernels.fusion import Fusion, Turn, fusion_of
 from dither.kernels.table import Inputs, Kernel
 from dither.numerics import decode, rotate, unrotate
+from dither.spec import LinearSpec, Rotation
 
-__all__ = ["run", "straight_through", "turned"]
+__all__ = ["asks", "run", "straight_through", "turned"]
 
 
 def run(kernel: Kernel, inputs: Inputs) -> Tensor:
     """Run a kernel, (..., K) to (..., N), so that x and bias get gradients where they ask for them."""
     x, bias = inputs.x, inputs.bias
-    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+    if asks(x, bias):
         y: Tensor = _StraightThrough.apply(x, bias, kernel, inputs)  # type: ignore[no-untyped-call]
         return y
     return kernel.run(inputs)
+
+
+def asks(x: Tensor, bias: Tensor | None) -> bool:
+    """Whether inputs or a bias want gradients now."""
+    return torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
 
 
 def straight_through(x: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
@@ -39,29 +44,26 @@ def straight_through(x: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def turned(x: Tensor, signs: Tensor, block: int) -> Tensor:
-    """``numerics.rotate`` in the dtype of x, (..., K); by native code where it can, with gradients or without."""
-    if x.device.type != "cpu" or x.dtype not in TYPES or means() is None:
+    """``numerics.rotate`` in the dtype of x, (..., K); as linears of its device do it, with gradients or without."""
+    fusion, spec = fusion_of(x), LinearSpec(None, rotation=Rotation(block))
+    if fusion is None or not fusion.turns(spec, x.shape[-1], x.dtype):
         return rotate(x, signs, block).to(x.dtype)  # it works in float32
+    turn = Turn(None, signs, block)
     if torch.is_grad_enabled() and x.requires_grad:
-        y: Tensor = _Turned.apply(x, signs, block)  # type: ignore[no-untyped-call]
+        y: Tensor = _Turned.apply(x, turn, fusion)  # type: ignore[no-untyped-call]
         return y
-    return _turned(x, signs, block)
-
-
-def _turned(x: Tensor, signs: Tensor, block: int) -> Tensor:
-    y: Tensor = OPS.turn(x, None, signs, block)
-    return y
+    return fusion.turn(x, turn)
 
 
 class _Turned(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, signs: Tensor, block: int) -> Tensor:
-        ctx.by = signs, block
-        return _turned(x, signs, block)
+    def forward(ctx: Any, x: Tensor, turn: Turn, fusion: Fusion) -> Tensor:
+        ctx.turn = turn
+        return fusion.turn(x, turn)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return unrotate(grad, *ctx.by).to(grad.dtype), None, None
+        return unrotate(grad, ctx.turn.signs, ctx.turn.block).to(grad.dtype), None, None
 
 
 class _Rounded(torch.autograd.Function):

@@ -34,6 +34,7 @@ class Inputs:
             in full precision.
         bias: (N,) or None.
         prepared: what ``Kernel.prepare`` made of the stored tensors.
+        branch: a low-rank branch that is added in the same call, A (R, K) and B (N, R) in the dtype of x; see ``fusion``.
     """
 
     x: Tensor
@@ -43,6 +44,7 @@ class Inputs:
     table: Mapping[str, Tensor] | None
     bias: Tensor | None
     prepared: Mapping[str, Tensor]
+    branch: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)

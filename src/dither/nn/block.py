@@ -1,14 +1,14 @@
-"""``QBlock``: a transformer block whose norms, gates and residuals run in native code, in one call with the linears beside.
+"""``QBlock``: a transformer block whose norms, gates and residuals run in the same calls as the linears beside.
 
     x <- x + gate Attention( norm(x) (1 + scale) + shift )       x <- x + gate FeedForward( norm(x) (1 + scale) + shift )
 
-Written as operators, what lies around the linears reads and writes each activation a dozen times. In native code q, k and v
-are made from one rounding of the modulated inputs, and outputs are gated and added before they leave the caches. It is for
-the blocks of DiT and PixArt (``ada_norm_zero``, ``ada_norm_single``).
+Written as operators, what lies around the linears reads and writes each activation a dozen times. Native code on CPUs, and
+kernels of Triton on GPUs (a ``Fusion``), make q, k and v from one rounding of the modulated inputs, and gate and add outputs
+before they are written. It is for the blocks of DiT and PixArt (``ada_norm_zero``, ``ada_norm_single``).
 
-Where a linear has a hook, an adapter or another kernel, it runs as the module that it is, and what is around it in native
-code all the same: both give the same bits. Where norms have hooks, gradients are asked for, or the block does what is not
-known here, it runs as diffusers' block does.
+Where a linear has a hook, an adapter or another kernel, it runs as the module that it is, and what is around it by the same
+device all the same: both give the same bits, but for sums of norms that ``docs/gpu.md`` names. Where norms have hooks,
+gradients are asked for, or the block does what is not known here, it runs as diffusers' block does.
 """
 
 from collections.abc import Sequence
@@ -19,9 +19,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 
-from dither.kernels.cpu import Around, linears, rounds_alike
-from dither.kernels.native_calls import TYPES, means
-from dither.kernels.native_ops import OPS
+from dither.kernels.fusion import Around, Fusion, fusion_of
 from dither.nn.attention import PART, products_of
 from dither.nn.feed_forward import QFeedForward, integers, is_unwatched, turned
 from dither.nn.linear import QLinear
@@ -62,7 +60,8 @@ class QBlock(BasicTransformerBlock):
     ) -> Tensor:
         """(B, T, D), as of diffusers' block."""
         x = hidden_states
-        if not self._fits(x) or cross_attention_kwargs:
+        fusion = self._fusion(x)
+        if fusion is None or cross_attention_kwargs:
             whole = cast(Any, super()).forward
             y: Tensor = whole(
                 x, attention_mask, encoder_hidden_states, encoder_attention_mask, timestep, cross_attention_kwargs,
@@ -73,23 +72,27 @@ class QBlock(BasicTransformerBlock):
         before, after = _norms(self)
         context = encoder_hidden_states if self.only_cross_attention else None
         around = Around(shift, scale, before.eps, gate, x)
-        found = None if context is not None or attention_mask is not None else _attended(self.attn1, x, around)
+        found = None if context is not None or attention_mask is not None else _attended(self.attn1, fusion, x, around)
         if found is None:
-            y = self.attn1(_modulated(x, around), encoder_hidden_states=context, attention_mask=attention_mask)
-            found = OPS.gated(y, gate, x)
+            seen = fusion.modulate(x, shift, scale, before.eps)
+            y = self.attn1(seen, encoder_hidden_states=context, attention_mask=attention_mask)
+            found = fusion.gated(y, gate, x)
         x = found
         if self.attn2 is not None:
             seen = x if self.norm_type == "ada_norm_single" else self.norm2(x)
             x = x + self.attn2(seen, encoder_hidden_states=encoder_hidden_states, attention_mask=encoder_attention_mask)
         around = Around(shift_ff, scale_ff, after.eps, gate_ff, x)
-        found = self.ff.together(x, around) if type(self.ff) is QFeedForward and is_unwatched((self.ff,)) else None
-        return OPS.gated(self.ff(_modulated(x, around)), gate_ff, x) if found is None else found
+        ff = cast(nn.Module, self.ff)
+        found = ff.together(fusion, x, around) if type(ff) is QFeedForward and is_unwatched((ff,)) else None
+        return (
+            fusion.gated(ff(fusion.modulate(x, shift_ff, scale_ff, after.eps)), gate_ff, x) if found is None else found
+        )
 
-    def _fits(self, x: Tensor) -> bool:
-        """Whether native code knows all that this call does around the linears."""
-        if torch.is_grad_enabled() or x.ndim != 3 or x.dtype not in TYPES or x.device.type != "cpu" or means() is None:
-            return False
-        return self._chunk_size is None and is_unwatched((self.norm1, *_norms(self)))
+    def _fusion(self, x: Tensor) -> Fusion | None:
+        """The device, if it knows all that this call does around the linears."""
+        if torch.is_grad_enabled() or x.ndim != 3 or self._chunk_size is not None:
+            return None
+        return fusion_of(x) if is_unwatched((self.norm1, *_norms(self))) else None
 
     def _modulation(self, x: Tensor, timestep: Tensor | None, labels: Tensor | None) -> Sequence[Tensor]:
         """Shift, scale and gate of attention, and those of the feed-forward part, (B, D) float32 each."""
@@ -114,32 +117,33 @@ def _is_plain(norm: nn.Module) -> bool:
     return type(norm) is nn.LayerNorm and norm.weight is None and norm.bias is None and len(norm.normalized_shape) == 1
 
 
-def _modulated(x: Tensor, around: Around) -> Tensor:
-    y: Tensor = OPS.modulate(x, around.shift, around.scale, around.eps)
-    return y
-
-
-def _attended(attention: Attention, x: Tensor, around: Around) -> Tensor | None:
+def _attended(attention: Attention, fusion: Fusion, x: Tensor, around: Around) -> Tensor | None:
     """Self-attention in three calls: q, k and v, their attention, and what follows; None where it runs as the module."""
     if not _is_self_attention(attention):
         return None
-    found = [integers(linear) for linear in (attention.to_q, attention.to_k, attention.to_v, attention.to_out[0])]
-    *readers, last = found
-    if any(linear is None for linear in found):
+    linears = (attention.to_q, attention.to_k, attention.to_v, attention.to_out[0])
+    *readers, last = [integers(linear, fusion, x.dtype) for linear in linears]
+    if last is None or any(linear is None for linear in readers):
         return None
     q, k, v = cast(list[QLinear], readers)
-    assert last is not None
     products = products_of(attention)
     hooked = (attention,) if products is None or not products.only_hooks(attention) else ()
-    if not _read_alike(q, k, v) or not is_unwatched((*hooked, q, k, v, last, *attention.to_out)):
+    alike = _read_alike(fusion, q, k, v)
+    if not (alike or fusion.rereads) or not is_unwatched((*hooked, q, k, v, last, *attention.to_out)):
         return None
-    seen, turn, before = turned(q, x, Around(around.shift, around.scale, around.eps))
-    made = linears([linear.inputs(seen, linear.bias, linear.ways[0]) for linear in (q, k, v)], turn, before)
+    together = [[q, k, v]] if alike else [[q], [k], [v]]
+    before = Around(around.shift, around.scale, around.eps)
+    made = [y for some in together for y in _run(some, fusion, x, before)]
     a, b, c = (t.view(*t.shape[:2], attention.heads, -1).transpose(1, 2) for t in made)  # (B, H, T, D / H)
     attend = nn.functional.scaled_dot_product_attention if products is None else products.attend
     y = attend(a, b, c).transpose(1, 2).flatten(2)
-    y, turn, behind = turned(last, y, Around(gate=around.gate, residual=around.residual))
-    return linears([last.inputs(y, last.bias, last.ways[0])], turn, behind)[0]
+    return _run([last], fusion, y, Around(gate=around.gate, residual=around.residual))[0]
+
+
+def _run(some: list[QLinear], fusion: Fusion, x: Tensor, around: Around) -> list[Tensor]:
+    """Linears of one x that turn it, and round it, alike."""
+    x, turn, around = turned(some[0], fusion, x, around)
+    return fusion.linears([linear.call(x, linear.bias, fusion) for linear in some], turn, around)
 
 
 def _is_self_attention(attention: Attention) -> bool:
@@ -154,10 +158,12 @@ def _is_self_attention(attention: Attention) -> bool:
     return plain and attention.rescale_output_factor == 1
 
 
-def _read_alike(one: QLinear, *others: QLinear) -> bool:
+def _read_alike(fusion: Fusion, one: QLinear, *others: QLinear) -> bool:
     """Whether they turn one tensor into the same codes."""
-    inputs = one.in_features
     return all(
-        other.in_features == inputs and one.transforms_like(other) and rounds_alike(one.spec, other.spec, inputs)
+        other.in_features == one.in_features
+        and fusion.alike(one.spec, other.spec, one.in_features)
+        and one.transforms_like(other)
+        and one.ranges_like(other)
         for other in others
     )

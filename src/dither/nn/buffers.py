@@ -1,12 +1,13 @@
-"""Plain buffers that mean what they say: taken as they are, and of the dtype that they were made in, come what may."""
+"""Plain buffers that mean what they say: taken as they are, in the dtype they were made in, and compared by their bits."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
 from dither.errors import BadCheckpoint
 
-__all__ = ["keep_dtypes", "take"]
+__all__ = ["Digests", "keep_dtypes", "take"]
 
 
 def take(module: nn.Module, tensors: Mapping[str, Tensor], what: object) -> None:
@@ -29,3 +30,22 @@ def keep_dtypes(module: nn.Module, kept: Mapping[str, Tensor]) -> None:
         after = module._buffers[name]
         if after is not None and after.dtype != before.dtype:
             module._buffers[name] = before.to(after.device)
+
+
+class Digests:
+    """Digests of a module's buffers by name, found anew where one was replaced or changed; finding waits for the device."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[list[tuple[Tensor, int]], bytes]] = {}
+
+    def of(self, name: str, tensors: Sequence[Tensor]) -> bytes:
+        """Of the bits of these tensors, which ``name`` stands for."""
+        now = [(t, t._version) for t in tensors]
+        last, digest = self._found.get(name, ([], b""))
+        if len(last) != len(now) or any(t is not u or i != j for (t, i), (u, j) in zip(now, last, strict=True)):
+            found = hashlib.sha256()
+            for tensor in tensors:
+                found.update(tensor.cpu().numpy().tobytes())
+            digest = found.digest()
+            self._found[name] = now, digest
+        return digest

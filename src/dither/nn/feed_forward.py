@@ -18,12 +18,7 @@ from diffusers.models.activations import GELU
 from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 
-from dither.kernels import Kernel
-from dither.kernels.cpu import CPU_INT8, Around, Turn, feed_forward
-from dither.kernels.gpu import DTYPES, TRITON_INT8
-from dither.kernels.gpu import feed_forward as feed_forward_on_gpu
-from dither.kernels.native_calls import TYPES
-from dither.kernels.native_ops import OPS
+from dither.kernels.fusion import Around, Fusion, Turn, fusion_of
 from dither.nn.linear import QLinear
 from dither.spec import PER_TENSOR, LinearSpec
 
@@ -31,7 +26,7 @@ __all__ = ["NativeGELU", "QFeedForward", "integers", "is_unwatched", "turned"]
 
 
 class NativeGELU(GELU):
-    """In place of a ``GELU`` of diffusers, whose linear it holds: GELU in native code behind a linear that runs there.
+    """In place of a ``GELU`` of diffusers, whose linear it holds: GELU of the device that runs the linear before it.
 
     Args:
         whole: the other.
@@ -44,14 +39,11 @@ class NativeGELU(GELU):
 
     def gelu(self, gate: Tensor) -> Tensor:
         """Of what the linear gives, (..., H)."""
-        if gate.dtype in DTYPES and integers(self.proj, TRITON_INT8) is not None:
-            given: Tensor = torch.ops.dither.triton_gelu(gate, self.approximate == "tanh")
-            return given
-        if gate.dtype not in TYPES or integers(self.proj) is None:
+        fusion = fusion_of(gate)
+        if fusion is None or integers(self.proj, fusion, gate.dtype) is None:
             y: Tensor = super().gelu(gate)
             return y
-        found: Tensor = OPS.gelu(gate, self.approximate == "tanh")
-        return found
+        return fusion.gelu(gate, self.approximate == "tanh")
 
 
 class QFeedForward(FeedForward):
@@ -68,73 +60,47 @@ class QFeedForward(FeedForward):
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., K) to (..., N)."""
-        found = self.together(hidden_states, Around())
-        found = self._on_gpu(hidden_states) if found is None else found
+        fusion = fusion_of(hidden_states)
+        found = None if fusion is None else self.together(fusion, hidden_states, Around())
         return self._one_by_one(hidden_states, *args, **kwargs) if found is None else found
 
-    def together(self, hidden_states: Tensor, around: Around) -> Tensor | None:
+    def together(self, fusion: Fusion, hidden_states: Tensor, around: Around) -> Tensor | None:
         """(..., K) to (..., N) in one call, with what lies around; None where modules have to run one by one."""
         gelu, dropout, last, *rest = self.net
-        first, second = integers(cast(nn.Module, gelu.proj)), integers(last)
-        if first is None or second is None or not _takes(second, hidden_states.dtype):
+        dtype = hidden_states.dtype
+        first, second = integers(cast(nn.Module, gelu.proj), fusion, dtype), integers(last, fusion, dtype)
+        if first is None or second is None or not _by_row(second.spec):
             return None
-        if not is_unwatched((gelu, first, dropout, second, *rest)) or any(type(m) is not nn.Dropout for m in rest):
+        between = second.turn(fusion, dtype)
+        if between is None or any(type(m) is not nn.Dropout for m in rest):
             return None
-        x, turn, around = turned(first, hidden_states, around)
-        between = second.turn(x.dtype)
-        assert between is not None  # see _takes
-        calls = first.inputs(x, first.bias, first.ways[0]), second.inputs(x, second.bias, second.ways[0])
-        return feed_forward(calls, (turn, between), gelu.approximate == "tanh", around)
-
-    def _on_gpu(self, hidden_states: Tensor) -> Tensor | None:
-        """By kernels of Triton; None where modules have to run one by one."""
-        gelu, dropout, last, *rest = self.net
-        first, second = integers(cast(nn.Module, gelu.proj), TRITON_INT8), integers(last, TRITON_INT8)
-        if first is None or second is None or not _gives_rows(second, hidden_states.dtype):
+        if not is_unwatched((gelu, first, dropout, second, *rest)):
             return None
-        if not is_unwatched((gelu, first, dropout, second)):
-            return None
-        x = first.transform(hidden_states)
-        one, two = first.inputs(x, first.bias, first.ways[0]), second.inputs(x, second.bias, second.ways[0])
-        between = second.get_buffer("pre_scale").flatten() if second.spec.pre_scale else None
-        y = feed_forward_on_gpu(one, two, between, gelu.approximate == "tanh")
-        for module in rest:
-            y = module(y)
-        return y
+        x, turn, around = turned(first, fusion, hidden_states, around)
+        calls = first.call(x, first.bias, fusion), second.call(x, second.bias, fusion)
+        return fusion.feed_forward(calls, (turn, between), gelu.approximate == "tanh", around)
 
     def _one_by_one(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y: Tensor = super().forward(hidden_states, *args, **kwargs)
         return y
 
 
-def turned(first: QLinear, x: Tensor, around: Around) -> tuple[Tensor, Turn, Around]:
+def turned(first: QLinear, fusion: Fusion, x: Tensor, around: Around) -> tuple[Tensor, Turn, Around]:
     """What ``first`` is given, what it does to it in the same call, and what is left to be done around it."""
-    turn = first.turn(x.dtype)
+    turn = first.turn(fusion, x.dtype)
     if turn is not None:
         return x, turn, around
-    if around.shift is not None:
-        x, around = OPS.modulate(x, around.shift, around.scale, around.eps), replace(around, shift=None, scale=None)
+    if around.shift is not None and around.scale is not None:
+        x = fusion.modulate(x, around.shift, around.scale, around.eps)
+        around = replace(around, shift=None, scale=None)
     return first.transform(x), Turn(), around
 
 
-def integers(linear: nn.Module, kernel: Kernel = CPU_INT8) -> QLinear | None:
-    """The linear, if this kernel runs it, with nothing besides, and no gradient is asked for."""
-    if type(linear) is not QLinear or torch.is_grad_enabled():
+def integers(linear: nn.Module, fusion: Fusion, dtype: torch.dtype) -> QLinear | None:
+    """The linear, if this device runs it, with nothing besides, on inputs of this dtype, and no gradient is asked for."""
+    if type(linear) is not QLinear or torch.is_grad_enabled() or linear.spec.time_bias:
         return None
-    plain = linear.spec.lowrank is None and not linear.spec.time_bias
-    return linear if plain and linear.kernel is kernel else None
-
-
-def _takes(second: QLinear, dtype: torch.dtype) -> bool:
-    """Whether the second linear's inputs can be made, and rounded, a few rows at a time, to the same bits."""
-    return _by_row(second.spec) and second.turn(dtype) is not None
-
-
-def _gives_rows(second: QLinear, dtype: torch.dtype) -> bool:
-    """Whether the second linear's inputs are rounded row by row, and scaled to the same bits, by kernels of Triton."""
-    spec = second.spec
-    scaled = not spec.pre_scale or (spec.pre_scale == 1 and dtype == torch.float32)
-    return _by_row(spec) and scaled and spec.rotation is None and dtype in DTYPES
+    return linear if linear.runs_in(fusion, dtype) else None
 
 
 def _by_row(spec: LinearSpec) -> bool:

@@ -7,8 +7,8 @@ Which kernel computes it is chosen from the spec, the shape and the device; the 
 ``PackedWeight``.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from dither.clock import Clock
 from dither.errors import BadFormat
 from dither.kernels import Inputs, Kernel, choose, is_simulated
-from dither.kernels.cpu import Turn
-from dither.kernels.gradient import run, turned
-from dither.kernels.native_calls import TYPES
-from dither.nn.buffers import keep_dtypes, take
+from dither.kernels.fusion import Around, Branch, Fusion, Turn, fusion_of
+from dither.kernels.gradient import asks, run, turned
+from dither.nn.buffers import Digests, keep_dtypes, take
 from dither.numerics import decode, layout, table_layout, unrotate
 from dither.packed import PackedWeight
 from dither.spec import Format, LinearSpec
@@ -97,7 +96,8 @@ class QLinear(nn.Linear):
             self.register_buffer(name, torch.empty(shape, dtype=kind, device=device))
         self.register_parameter("bias", bias)
         self.ways = [Way(spec)]
-        self._key: tuple[list[tuple[Tensor, int]], bytes] | None = None
+        self._digests = Digests()
+        self._branches: dict[torch.dtype, Branch | None] = {}
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -160,9 +160,9 @@ class QLinear(nn.Linear):
     def dequantized(self) -> Tensor:
         """The matrix (N, K) float32 that the layer multiplies unquantized inputs with, low-rank branch included."""
         w = self._matrix("weight", self.spec.weight, self.shape)
-        if (low := self.spec.lowrank) is not None:
-            a = self._matrix("lowrank_a", low.weight, (low.rank, self.in_features))
-            w = w + self._matrix("lowrank_b", low.weight, (self.out_features, low.rank)) @ a
+        if self.spec.lowrank is not None:
+            a, b = self._factors()
+            w = w + b @ a
         if self.spec.rotation is not None:
             w = unrotate(w, self.get_buffer("rotation_signs"), self.spec.rotation.block)
         return w * self.get_buffer("pre_scale")[:1] if self.spec.pre_scale else w
@@ -173,7 +173,26 @@ class QLinear(nn.Linear):
 
     def compute(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """``forward`` with a bias (N,) from elsewhere."""
-        return self.multiply(self.transform(x), bias, self.ways[0]).to(x.dtype)
+        found = self._in_one_call(x, bias)
+        return self.multiply(self.transform(x), bias, self.ways[0]).to(x.dtype) if found is None else found
+
+    def _in_one_call(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
+        """``compute`` where scale, rotation and branch are better done beside the product; None elsewhere."""
+        fusion = fusion_of(x) if self.transforms or self.spec.lowrank is not None else None
+        if fusion is None or not fusion.rereads or not self.runs_in(fusion, x.dtype) or asks(x, bias):
+            return None
+        turn = self.turn(fusion, x.dtype)
+        seen = x if turn is not None else self.transform(x)
+        return self.later(fusion.linears([self.call(seen, bias, fusion)], turn or Turn(), Around())[0])
+
+    def runs_in(self, fusion: Fusion, dtype: torch.dtype) -> bool:
+        """Whether this device runs the layer, its branch included, on inputs of this dtype."""
+        return self.kernel is fusion.kernel and (self.spec.lowrank is None or self._branch(fusion, dtype) is not None)
+
+    def call(self, x: Tensor, bias: Tensor | None, fusion: Fusion) -> Inputs:
+        """What this device sees of inputs, in the layer's first way."""
+        given = self.inputs(x, bias, self.ways[0])
+        return given if self.spec.lowrank is None else replace(given, branch=self._branch(fusion, x.dtype))
 
     def transform(self, x: Tensor) -> Tensor:
         """``rotate(pre_scale * x)``, (..., K) in the dtype of x; for layers that read the same tensor only once."""
@@ -197,15 +216,27 @@ class QLinear(nn.Linear):
         """Whether both make the same of one tensor; False where that cannot be told."""
         if not self.transforms and not other.transforms:
             return True
-        known = not torch.compiler.is_compiling() and self.clock is other.clock
-        if not known or any(t.is_inference() for t in (*self._transforms(), *other._transforms())):
-            return False
-        return self._transform_key() == other._transform_key()
+        told = self._can_tell(other, self._transforms() + other._transforms())
+        return told and self._transform_key() == other._transform_key()
 
-    def turn(self, dtype: torch.dtype) -> Turn | None:
-        """What ``transform`` does to inputs of this dtype, for native code; None where it does not know it."""
+    def ranges_like(self, other: "QLinear") -> bool:
+        """Whether both round by equal stored ranges, if by any; False where that cannot be told."""
+        mine, others = self.stored("act"), other.stored("act")
+        if not mine and not others:
+            return True
+        if mine.keys() != others.keys() or not self._can_tell(other, [*mine.values(), *others.values()]):
+            return False
+        return self._digests.of("act", [*mine.values()]) == other._digests.of("act", [*others.values()])
+
+    def _can_tell(self, other: "QLinear", tensors: list[Tensor]) -> bool:
+        """Whether tensors of both can be compared: not in graphs, not by different times, and only if changes are counted."""
+        known = not torch.compiler.is_compiling() and self.clock is other.clock
+        return known and not any(t.is_inference() for t in tensors)
+
+    def turn(self, fusion: Fusion, dtype: torch.dtype) -> Turn | None:
+        """What ``transform`` does to inputs of this dtype, for this device; None where it does not know it."""
         spec = self.spec
-        if dtype not in TYPES or spec.pre_scale > 1 or (spec.pre_scale and dtype != torch.float32):
+        if spec.pre_scale > 1 or not fusion.turns(spec, self.in_features, dtype):
             return None
         pre = self.get_buffer("pre_scale").flatten() if spec.pre_scale else None
         if spec.rotation is None:
@@ -231,14 +262,8 @@ class QLinear(nn.Linear):
 
     def _transform_key(self) -> bytes:
         """Digest of what ``_transform`` does. Layers of one key turn equal inputs into equal outputs."""
-        now = [(t, t._version) for t in self._transforms()]
-        if self._key is None or any(t is not u or i != j for (t, i), (u, j) in zip(now, self._key[0], strict=True)):
-            block = 0 if self.spec.rotation is None else self.spec.rotation.block
-            found = hashlib.sha256(f"{self.spec.pre_scale} {block}".encode())
-            for tensor, _ in now:
-                found.update(tensor.cpu().numpy().tobytes())
-            self._key = now, found.digest()
-        return self._key[1]
+        block = 0 if self.spec.rotation is None else self.spec.rotation.block
+        return f"{self.spec.pre_scale} {block}".encode() + self._digests.of("transform", self._transforms())
 
     def inputs(self, x: Tensor, bias: Tensor | None, way: Way) -> Inputs:
         """What the kernel of a way sees of a transformed input; ranges are those of its samples' noise levels."""
@@ -254,17 +279,34 @@ class QLinear(nn.Linear):
         """What is left of ``compute`` after ``transform``, in one of the layer's ways."""
         spec = way.spec
         y = run(self.kernel_of(way), self.inputs(x, bias, way))
-        if (low := spec.lowrank) is not None:
-            a = self._matrix("lowrank_a", low.weight, (low.rank, self.in_features)).to(x.dtype)
-            b = self._matrix("lowrank_b", low.weight, (self.out_features, low.rank)).to(x.dtype)
+        if spec.lowrank is not None:
+            a, b = (factor.to(x.dtype) for factor in self._factors())
             y = y + (x @ a.T) @ b.T
-        if spec.time_bias:
-            y = y + self.clock.pick(self.get_buffer("time_bias"), x).to(y.dtype)
-        return y
+        return self.later(y)
+
+    def later(self, y: Tensor) -> Tensor:
+        """What no kernel does: the bias by noise level."""
+        return y + self.clock.pick(self.get_buffer("time_bias"), y).to(y.dtype) if self.spec.time_bias else y
+
+    def _factors(self) -> Branch:
+        """A (R, K) and B (N, R) of the branch, float32."""
+        low = self.spec.lowrank
+        assert low is not None
+        a = self._matrix("lowrank_a", low.weight, (low.rank, self.in_features))
+        return a, self._matrix("lowrank_b", low.weight, (self.out_features, low.rank))
+
+    def _branch(self, fusion: Fusion, dtype: torch.dtype) -> Branch | None:
+        """The branch as epilogues of this device take it, made once; None where they do not."""
+        if fusion.branch is None:
+            return None
+        if dtype not in self._branches:
+            a, b = self._factors()
+            self._branches[dtype] = fusion.branch(a.to(dtype), b.to(dtype))
+        return self._branches[dtype]
 
     def _forget(self) -> None:
         """What was made of tensors that are no longer there."""
-        self._key = None
+        self._digests, self._branches = Digests(), {}
         for way in self.ways:
             way.prepared = None
 

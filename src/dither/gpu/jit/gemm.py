@@ -62,6 +62,8 @@ def finish(
     if GELU != 0:
         y = y.to(NARROW).to(tl.float32)  # as the linear alone would have given it
         y = gelu_tanh(y) if GELU == 1 else gelu_erf(y)
+    if gate is not None or residual is not None:
+        y = y.to(NARROW).to(tl.float32)  # so too
     if gate is not None:
         sample = (m // SPAN).to(tl.int64)[:, None] * ACROSS + n[None, :]
         y = y * tl.load(gate + sample, mask=mask, other=0.0).to(tl.float32)

@@ -1,4 +1,4 @@
-"""Inputs become int8 codes, row by row: of x itself, of its GELU, of a modulated LayerNorm, of a block Hadamard transform.
+"""Inputs become int8 codes, row by row: of x itself, of its GELU, of either times a scale.
 
 Every row has its range, dynamic or from a table, and is written with it. Unsigned 8-bit codes move by -128, zero points with
 them. A row that holds what is not finite gets the scale NaN, so that its outputs are NaN instead of wrong.
@@ -9,7 +9,7 @@ import triton.language as tl
 
 from dither.gpu.jit.numbers import codes_of, gelu_erf, gelu_tanh, grid_of
 
-__all__ = ["gelu_all", "hadamard_rows", "modulated_rows", "quantize_rows"]
+__all__ = ["as_int8", "gelu_all", "quantize_rows", "write_ranges"]
 
 
 @triton.jit
@@ -87,7 +87,7 @@ def quantize_rows(
 
     Args:
         table, table_zero: static ranges, a row of GROUPS for every STRIDE; None: dynamic.
-        between: what columns are multiplied by behind GELU, or None.
+        between: what columns are multiplied by behind GELU, rounded to the dtype of x; or None.
         GELU: 0 none, 1 by tanh, 2 by erf; rounded to the dtype of x.
         HALVES: as of ``read_rows``.
     """
@@ -97,34 +97,10 @@ def quantize_rows(
     if GELU == 2:
         y = gelu_erf(y).to(x.dtype.element_ty).to(tl.float32)
     if between is not None:
-        y = y * tl.load(between + at, mask=columns, other=0.0)[None, :]
-        y = y.to(x.dtype.element_ty).to(tl.float32)
+        narrow = tl.load(between + at, mask=columns, other=0.0).to(x.dtype.element_ty).to(tl.float32)
+        y = (y * narrow[None, :]).to(x.dtype.element_ty).to(tl.float32)
     write_rows(
         y, r, c, rows, columns, codes, scale, zero, sums, table, table_zero, SIZE, STRIDE, GROUPS, BITS, SYMMETRIC
-    )  # fmt: skip
-
-
-@triton.jit
-def modulated_rows(
-    x, shift, gain, codes, scale, zero, sums, table, table_zero, COUNT, SIZE, STRIDE, TOKENS, ACROSS, EPS,
-    BITS: tl.constexpr, SYMMETRIC: tl.constexpr, HALVES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """``LayerNorm(x) (1 + gain) + shift`` of rows (COUNT, SIZE), TOKENS of them a sample, in float32; then its codes.
-
-    Args:
-        shift, gain: a row for every sample, ACROSS elements from one to the next.
-    """
-    y, r, c, at, rows, columns = read_rows(x, COUNT, SIZE, HALVES, ROWS, BLOCK)
-    mask = rows[:, None] & columns[None, :]
-    mean = tl.sum(y, 1) / SIZE
-    y = tl.where(mask, y - mean[:, None], 0.0)
-    y = y * tl.rsqrt(tl.sum(y * y, 1) / SIZE + EPS)[:, None]
-    sample = (r // TOKENS).to(tl.int64)[:, None] * ACROSS + at[None, :]
-    g = tl.load(gain + sample, mask=mask, other=0.0).to(tl.float32)
-    b = tl.load(shift + sample, mask=mask, other=0.0).to(tl.float32)
-    y = tl.where(mask, y * (1.0 + g) + b, 0.0)
-    write_rows(
-        y, r, c, rows, columns, codes, scale, zero, sums, table, table_zero, SIZE, STRIDE, 1, BITS, SYMMETRIC
     )  # fmt: skip
 
 
@@ -135,51 +111,3 @@ def gelu_all(x, out, COUNT, GELU: tl.constexpr, BLOCK: tl.constexpr):
     y = tl.load(x + at, mask=at < COUNT, other=0.0).to(tl.float32)
     y = gelu_tanh(y) if GELU == 1 else gelu_erf(y)
     tl.store(out + at, y.to(out.dtype.element_ty), mask=at < COUNT)
-
-
-@triton.jit
-def transformed(x, signs, h, r, at, rows, SIZE, WIDTH: tl.constexpr):
-    """A block ``(x * signs) H / sqrt(WIDTH)`` (rows, WIDTH) from column ``at`` on, rounded to the dtype of x, as float32.
-
-    Products with +1 and -1 are exact in the dtype of x, so that tensor cores lose nothing.
-    """
-    c = tl.arange(0, WIDTH)
-    place = x + r.to(tl.int64)[:, None] * SIZE + at + c[None, :]
-    part = tl.load(place, mask=rows[:, None], other=0.0)
-    flipped = part * tl.load(signs + at + c).to(part.dtype)[None, :]
-    y = tl.dot(flipped, h.to(part.dtype), input_precision="ieee")
-    return (y * (1.0 / tl.sqrt(float(WIDTH)))).to(part.dtype).to(tl.float32)
-
-
-@triton.jit
-def hadamard_rows(
-    x, signs, matrix, codes, scale, zero, sums, table, table_zero, COUNT, SIZE, STRIDE,
-    BITS: tl.constexpr, SYMMETRIC: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
-    """Rows (COUNT, SIZE) rotated in blocks of WIDTH, then their codes. Twice: once for the range, again for the codes.
-
-    Args:
-        signs: (SIZE,) int8.
-        matrix: Sylvester's, (WIDTH, WIDTH) int8, symmetric.
-    """
-    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    c = tl.arange(0, WIDTH)
-    rows = r < COUNT
-    h = tl.load(matrix + c[:, None] * WIDTH + c[None, :])
-    low = tl.zeros((ROWS,), tl.float32)
-    high = tl.zeros((ROWS,), tl.float32)
-    bad = tl.zeros((ROWS,), tl.float32)
-    for at in range(0, SIZE, WIDTH):
-        y = transformed(x, signs, h, r, at, rows, SIZE, WIDTH)
-        low = tl.minimum(low, tl.min(y, 1))
-        high = tl.maximum(high, tl.max(y, 1))
-        bad += tl.sum(tl.where(tl.abs(y) < float("inf"), 0.0, float("nan")), 1)
-    s, z = write_ranges(low, high, bad, r, rows, scale, zero, table, table_zero, STRIDE, 1, BITS, SYMMETRIC)
-    total = tl.zeros((ROWS,), tl.int32)
-    for at in range(0, SIZE, WIDTH):
-        y = transformed(x, signs, h, r, at, rows, SIZE, WIDTH)
-        q = as_int8(codes_of(y, s[:, None], z[:, None], BITS, SYMMETRIC), BITS, SYMMETRIC)
-        tl.store(codes + r.to(tl.int64)[:, None] * SIZE + at + c[None, :], q, mask=rows[:, None])
-        total += tl.sum(q.to(tl.int32), 1)
-    if sums is not None:
-        tl.store(sums + r, total, mask=rows)
