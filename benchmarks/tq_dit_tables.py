@@ -32,4 +32,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "tq-dit": partial(components, "tq_dit"),
     "tq-dit-real": partial(to_real, "tq_dit"),
     "tq-dit-differences": partial(differences, "tq_dit"),
+    "tq-dit-25": partial(components, "tq_dit_25"),
+    "tq-dit-25-differences": partial(differences, "tq_dit_25"),
+    "tq-dit-50": partial(components, "tq_dit_50"),
+    "tq-dit-50-differences": partial(differences, "tq_dit_50"),
 }
