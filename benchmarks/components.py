@@ -58,6 +58,7 @@ class Components:
         pairs: of lines whose difference is told with its interval: first minus second, picture by picture.
         models, widths: of the committed result.
         steps: of the sampler.
+        choice: words of the command that choose this study of the module, where it has several.
     """
 
     module: str
@@ -68,6 +69,7 @@ class Components:
     models: tuple[str, ...]
     widths: tuple[str, ...]
     steps: int = 10
+    choice: tuple[str, ...] = ()
 
     def main(self, words: Sequence[str]) -> int:
         """Exit status: 1 if a row failed."""
@@ -113,9 +115,8 @@ class Components:
 
     def command(self, given: argparse.Namespace) -> str:
         """What repeats this result."""
-        return command_of(self.module, given, self.parsed([]), ("models", "bits", "n", "steps")) + (
-            " --measured" if given.measured else ""
-        )
+        words = command_of(self.module, given, self.parsed([]), ("models", "bits", "n", "steps"))
+        return " ".join([words, *self.choice, *(["--measured"] if given.measured else [])])
 
     def asked(self, models: Sequence[str], widths: Sequence[str]) -> Iterator[tuple[Line, Asked]]:
         """Every line at each of its widths on every model; models take turns, so that parts have like shares."""

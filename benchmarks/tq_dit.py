@@ -75,7 +75,8 @@ def study(steps: int) -> Components:
     """The lines of a number of steps, and the result that they go into."""
     lines = LINES if steps == 10 else tuple(line for line in LINES if line.name in WHOLE)
     name = "tq_dit" if steps == 10 else f"tq_dit_{steps}"
-    return Components("benchmarks.tq_dit", __doc__, name, lines, PAIRS, MODELS, WIDTHS, steps)
+    choice = () if steps == 10 else ("--steps", str(steps))
+    return Components("benchmarks.tq_dit", __doc__, name, lines, PAIRS, MODELS, WIDTHS, steps, choice)
 
 
 STUDIES: Mapping[int, Components] = {steps: study(steps) for steps in (10, 25, 50)}

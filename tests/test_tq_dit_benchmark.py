@@ -64,6 +64,8 @@ def test_more_steps_are_for_whole_methods():
         assert [line.name for line in tq_dit.STUDIES[steps].lines] == [n for n in names if n in tq_dit.WHOLE]
         assert tq_dit.STUDIES[steps].steps == steps
         assert tq_dit.STUDIES[steps].result == f"tq_dit_{steps}"
+        given = tq_dit.STUDIES[steps].parsed(["--measured"])
+        assert tq_dit.STUDIES[steps].command(given) == f"python -m benchmarks.tq_dit --steps {steps} --measured"
 
 
 def test_every_difference_is_between_lines_that_are_there():

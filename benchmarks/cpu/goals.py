@@ -85,6 +85,7 @@ def against_peers(row: Result) -> float | None:
 _MODEL, _CALL, _FEW = "28 blocks", "denoiser", "modulation"
 GOALS = (
     Goal("W8A8, whole model, against float32", "models", 3.3, 4.0, where(_MODEL, quotient("W8A8", "float32"))),
+    Goal("the same, attention too", "models", 3.3, 4.0, where(_MODEL, quotient("W8A8, attention too", "float32"))),
     Goal("W8A8, whole model, against bfloat16", "models", 1.6, 2.0, where(_MODEL, quotient("W8A8", "bfloat16"))),
     Goal("the same in bfloat16", "models", 1.6, 2.0, where(_MODEL, quotient("W8A8 in bfloat16", "bfloat16"))),
     Goal("small DiT (zoo:fashion), against float32", "zoo", 3.0, 3.8, where(_CALL, quotient("W8A8", "float32"))),
