@@ -11,7 +11,7 @@ from torch import nn
 
 from benchmarks import common, xl_steps
 from benchmarks.cpu import __main__ as command
-from benchmarks.cpu import goals, layers, memory, memory_steps, models, process, tables, turns, ways
+from benchmarks.cpu import attention_sizes, goals, layers, memory, memory_steps, models, process, tables, turns, ways
 from benchmarks.cpu.peers import PEERS, Peer
 from benchmarks.cpu.run import Run
 from benchmarks.cpu.turns import Case
@@ -25,7 +25,7 @@ native = pytest.mark.skipif(means() is None, reason="no native code on this mach
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is Linux's own count")
 TINY = {**xl_steps.CONFIG, "num_attention_heads": 2, "attention_head_dim": 32, "num_layers": 1, "sample_size": 8}
 FORMATS = (Int(8), Int(4), Int(4, group=16), Trellis(3, 8), Trellis(2, 8), Gaussian(4, 256))
-EAGER = [name for name, way in ways.WAYS.items() if not way.compiled]
+EAGER = [name for name, way in ways.WAYS.items() if not way.compiled and not way.attention]
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +74,27 @@ def test_every_way_of_a_layer_is_its_reference_and_as_far_from_float32_as_its_bi
         "dequantize",
         "int8_mm",
     }
+
+
+@native
+def test_attention_by_itself_is_on_integers_and_its_reference():
+    size = attention_sizes.Size("tiny", 2, 2, 40, 16)
+    (case,) = attention_sizes.attention_cases((size,))
+    made = turns.ready(case)
+    assert made.kernels == {name: ["cpu_attention"] for name in ("int8", "int8, two regions")}
+    assert all(gap < 1e-2 for gap in made.gaps.values())
+    assert all(0.001 < made.errors[name] < 0.1 for name in made.kernels)
+
+
+@native
+def test_attention_in_a_block_is_quantized_where_a_way_says_so():
+    case = next(models.model_cases(TINY, blocks=1))
+    for name, way in ways.WAYS.items():
+        if way.weight is not None and way.attention:
+            made = ways.in_way(case.module, way, case.inputs[0])
+            assert ways.kernels_of(made) == ["cpu_attention", "cpu_decode", "cpu_int8"], name
+            got, want = (Run(one, way.dtype)(*case.inputs[0]) for one in (made, ways.on_reference(made)))
+            assert turns.distance(got, want) < turns.SAME_MODEL, name
 
 
 @native
