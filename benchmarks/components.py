@@ -77,16 +77,17 @@ class Components:
         torch.set_num_threads(given.threads)
         pictures = Pictures(n=given.n, steps=given.steps, batch_size=BATCH)
         plan = list(self.asked(given.models, given.bits))
-        if given.part is not None:
-            index, parts = map(int, given.part.split("/"))
-            found = [told(row, measure(row, pictures, given.work)) for _, row in plan[index - 1 :: parts]]
-            return 1 if any("failed" in one for one in found) else 0
         header = {
             **{key: value for key, value in asdict(pictures).items() if key != "batch_size"},
             "calibration": asdict(Calibration()) | {"prompts": []},
         }
         from_where = environment(self.command(given), given.threads)
         study = _Study(pictures, given.work, Kept.read(given.output, header), from_where)
+        if given.part is not None:
+            index, parts = map(int, given.part.split("/"))
+            missing = [row for _, row in plan[index - 1 :: parts] if not study.has(row)]
+            found = [told(row, measure(row, pictures, given.work)) for row in missing]
+            return 1 if any("failed" in one for one in found) else 0
         there = [row for _, row in plan if not given.measured or study.has(row)]
         rows = study.rows(there)
         result = {
@@ -107,7 +108,9 @@ class Components:
         parser.add_argument("-n", type=int, default=1024, help="pictures a row")
         parser.add_argument("--steps", type=int, default=self.steps)
         parser.add_argument("--threads", type=int, default=2)
-        parser.add_argument("--part", metavar="I/N", help="measure every Nth row from the Ith, and write nothing")
+        parser.add_argument(
+            "--part", metavar="I/N", help="measure what is missing of every Nth row from the Ith, and write nothing"
+        )
         parser.add_argument("--measured", action="store_true", help="write the rows that are there, and measure none")
         parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "dither-quality")
         parser.add_argument("-o", "--output", type=Path, default=RESULTS / f"{self.result}.json")

@@ -77,6 +77,16 @@ def test_rows_of_another_machine_stay_and_are_compared_with_new_ones(tmp_path, w
     assert (again["rows"], again["differences_db"]) == (both["rows"], both["differences_db"])
 
 
+def test_a_part_measures_what_the_result_does_not_hold(tmp_path, written, plan, monkeypatch):
+    measured(tmp_path / "a", plan[2], [30.0, 31, 32, 33])
+    _, before = written("a", "--measured")
+    asked = []
+    monkeypatch.setattr(components, "measure", lambda row, *_: asked.append(row) or {"failed": "not here"})
+    for part in ("1/2", "2/2"):
+        assert written("b", "--part", part) == (1, before)
+    assert asked == [plan[0], plan[1], plan[3]]
+
+
 def test_rows_that_hold_no_pictures_keep_the_difference_that_was_told(tmp_path, written, plan):
     for asked in plan[2:]:
         measured(tmp_path / "a", asked, [30.0, 31, 32, 33])
