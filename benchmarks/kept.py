@@ -8,7 +8,7 @@ that were measured on different days can be compared picture by picture.
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +64,10 @@ class Kept:
 
     def row(self, asked: Asked, digest: str) -> Row | None:
         """That of a row, unless what it would be of has changed; rows without a digest, of older results, as they are."""
-        settings = list(asked.settings)
-        row = self.rows.get(key({"settings": settings, **{n: getattr(asked, n) for n in _NAMES}}))
+        row = self.rows.get(key(asdict(asked)))
         return row if row is not None and row.get("digest", digest) == digest else None
-
-
-_NAMES = ("model", "recipe", "bits", "switch")
 
 
 def key(row: Row) -> tuple[Any, ...]:
     """By which a row is found again."""
-    return (*(row[name] for name in _NAMES), *row["settings"])
+    return (*(row[name] for name in ("model", "recipe", "bits", "switch")), *row["settings"])

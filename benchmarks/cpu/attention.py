@@ -7,11 +7,10 @@ from torch import Tensor, nn
 
 from dither.clock import Clock
 from dither.nn import QAttention, Widths, widths_of
-from dither.nn.attention import products_of
 from dither.numerics import range_table
 from dither.spec import Act, AttentionSpec, Int, TwoRegion
 
-__all__ = ["ONE_REGION", "TWO_REGIONS", "Attend", "attentions", "put_attention", "simulate"]
+__all__ = ["ONE_REGION", "TWO_REGIONS", "Attend", "attentions", "products", "put_attention", "simulate"]
 
 ONE_REGION, TWO_REGIONS = "one region", "two regions"
 HALF = 127
@@ -67,8 +66,12 @@ def _widths(attention: nn.Module, inputs: tuple[Tensor, ...]) -> Widths:
     return widths_of(attention)
 
 
+def products(module: nn.Module) -> list[QAttention]:
+    """Quantized ones of its attentions."""
+    return [own for own in module.modules() if isinstance(own, QAttention)]
+
+
 def simulate(module: nn.Module) -> None:
     """Let products run in floating point, as where a factor is looked at."""
-    for attention in attentions(module):
-        if (own := products_of(attention)) is not None:
-            own.q.register_forward_pre_hook(lambda *_: None)
+    for own in products(module):
+        own.q.register_forward_pre_hook(lambda *_: None)

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cpu.attention import ONE_REGION, TWO_REGIONS, put_attention, simulate
+from benchmarks.cpu.attention import ONE_REGION, TWO_REGIONS, products, put_attention, simulate
 from dither.kernels import named
-from dither.nn import Clock, QAttention, QLinear, build, fuse
+from dither.nn import Clock, QLinear, build, fuse
 from dither.nn import replace as put
 from dither.numerics import encode, fitting, random_signs, rotate
 from dither.spec import Act, Format, Gaussian, Int, LinearSpec, Rotation, Trellis
@@ -195,11 +195,6 @@ def kernels_of(module: nn.Module) -> list[str]:
     return sorted(
         {*(layer.kernel.name for layer in quantized_layers(module)), *(own.kernel for own in products(module))}
     )
-
-
-def products(module: nn.Module) -> list[QAttention]:
-    """Quantized ones of its attentions."""
-    return [own for own in module.modules() if isinstance(own, QAttention)]
 
 
 def on_reference(module: nn.Module) -> Any:

@@ -6,6 +6,7 @@ simulated: A in full precision or in powers of two, v with ranges for each token
 """
 
 from collections.abc import Mapping
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from dither.kernels.native_attention import ATTENTION, RANGES
 from dither.kernels.native_calls import TYPES, has_attention
 from dither.kernels.reference import REFERENCE
-from dither.spec import PER_ROW, Act, AttentionSpec, Int, TwoRegion
+from dither.spec import PER_ROW, Act, AttentionSpec, Grid, Int, TwoRegion
 
 __all__ = ["CPU_ATTENTION", "attention_kernel", "attention_on_cpu", "is_integer"]
 
@@ -35,16 +36,16 @@ def attention_kernel(spec: AttentionSpec, heads: Mapping[str, int], device: torc
 def is_integer(spec: AttentionSpec, heads: Mapping[str, int]) -> bool:
     """Whether both products are sums of integers that native code knows."""
     sides = all(_side(act, heads[name]) for name, act in (("q", spec.q), ("k", spec.k)))
-    return sides and _uniform(spec.v) and spec.v is not None and spec.v.static and _softmax(spec.probs)
+    return sides and spec.v is not None and spec.v.static and _uniform(spec.v.grid) and _softmax(spec.probs)
 
 
-def _uniform(act: Act | None) -> bool:
-    return act is not None and isinstance(act.grid, Int) and act.grid.bits > 1
+def _uniform(grid: Grid) -> TypeGuard[Int]:
+    return isinstance(grid, Int) and grid.bits > 1
 
 
 def _side(act: Act | None, head: int) -> bool:
     """Whether a head has one range, or each of its tokens."""
-    if act is None or not _uniform(act):
+    if act is None or not _uniform(act.grid):
         return False
     group = act.grid.group
     return group <= 0 or group % head == 0 if act.static else group == head
@@ -55,9 +56,7 @@ def _softmax(act: Act | None) -> bool:
         return False
     if isinstance(act.grid, TwoRegion):
         return not act.grid.signed and act.grid.bits > 1
-    if not isinstance(act.grid, Int) or act.grid.symmetric or act.grid.bits < 2:
-        return False
-    return act.static or act.grid.group == PER_ROW
+    return _uniform(act.grid) and not act.grid.symmetric and (act.static or act.grid.group == PER_ROW)
 
 
 def attention_on_cpu(

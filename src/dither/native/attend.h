@@ -102,7 +102,7 @@ inline void in_regions(const Attention& c, int64_t sample, int64_t row, const fl
 }
 
 // Queries [from, from + rows) of a head, at most ROWS: their probabilities. ``nan[r]``: what a row's outputs are to be.
-inline void probabilities(const Attention& c, int64_t sample, int64_t head, int64_t from, int64_t rows, bool tiles, const Keys& keys,
+inline void probabilities(const Attention& c, int64_t sample, int64_t head, int64_t from, int64_t rows, bool tiles, const Side& keys,
                           Scratch& spare, Rows& to, bool* nan) {
     const int64_t all_keys = keys.panels * PANEL, padded = keys.padded;
     float* scores = spare.of<float>(ROWS * all_keys + c.width + ROWS * padded / 4);
@@ -153,7 +153,7 @@ inline void probabilities(const Attention& c, int64_t sample, int64_t head, int6
 
 // Outputs of rows whose probabilities are there.
 template <int PASSES>
-inline void weighed(const Attention& c, int64_t sample, int64_t head, int64_t from, int64_t rows, bool tiles, const Values& values,
+inline void weighed(const Attention& c, int64_t sample, int64_t head, int64_t from, int64_t rows, bool tiles, const Side& values,
                     const Rows& probs, const bool* nan) {
     alignas(64) int32_t sums[PASSES][ROWS * PANEL];
     const int64_t pitch = PASSES * probs.padded, type = c.type;
@@ -188,10 +188,8 @@ inline void weighed(const Attention& c, int64_t sample, int64_t head, int64_t fr
 // Queries [from, to) of a head.
 inline void attend(const Attention& c, int64_t sample, int64_t head, int64_t from, int64_t to, bool tiles) {
     static thread_local Scratch memory[6];
-    Keys keys;
-    Values values;
-    keys.take(c, sample, head, memory[0], memory[1], memory[5]);
-    values.take(c, sample, head, memory[2], memory[3]);
+    const Side keys = keys_of(c, sample, head, memory[0], memory[1], memory[5]);
+    const Side values = values_of(c, sample, head, memory[2], memory[3]);
     Rows probs{};
     probs.padded = values.padded;
     probs.passes = c.probs.grid.regions ? 2 : 1;

@@ -94,93 +94,87 @@ inline void signed_bytes(uint8_t* bytes, int64_t count) {
     for (; i < count; ++i) bytes[i] ^= 128;
 }
 
-// Keys of a head as panels of 64 of them: codes, signed, and of each key its scale, zero point and sum.
-struct Keys {
-    int64_t padded = 0, panels = 0;  // bytes of a key
-    int8_t* codes = nullptr;
-    float* scale = nullptr;
-    int32_t *zero = nullptr, *sum = nullptr;
-    bool finite = true;
-
-    void take(const Attention& c, int64_t sample, int64_t head, Scratch& bytes, Scratch& tables, Scratch& spare) {
-        padded = up(c.width, STEP);
-        panels = up(c.keys, PANEL) / PANEL;
-        codes = bytes.of<int8_t>(panels * PANEL * padded);
-        scale = tables.of<float>(3 * panels * PANEL);
-        zero = reinterpret_cast<int32_t*>(scale + panels * PANEL);
-        sum = zero + panels * PANEL;
-        float* wide = spare.of<float>(c.width + PANEL * padded / 4);
-        int8_t* rows = reinterpret_cast<int8_t*>(wide + c.width);
-        for (int64_t panel = 0; panel < panels; ++panel) {
-            std::memset(rows, 0, static_cast<size_t>(PANEL * padded));
-            for (int64_t i = 0; i < PANEL; ++i) {
-                const int64_t key = panel * PANEL + i;
-                scale[key] = 0.0f;
-                zero[key] = sum[key] = 0;
-                if (key >= c.keys) continue;
-                uint8_t* row = reinterpret_cast<uint8_t*>(rows + i * padded);
-                const Coded coded = encoded(c.k, c.type, sample, head, key, c.width, padded, wide, row);
-                signed_bytes(row, c.width);
-                finite = finite && coded.finite;
-                scale[key] = coded.scale;
-                zero[key] = coded.zero - 128;
-                sum[key] = coded.sum - 128 * static_cast<int32_t>(c.width);
-            }
-            transpose(rows, padded, codes + panel * PANEL * padded);
-        }
-    }
+// What rows are multiplied with: panels of 64 keys, or of 64 channels of v. Of each there are codes, signed, and their scale,
+// zero point and sum.
+struct Side {
+    int64_t padded;  // bytes of each
+    int64_t panels;
+    int8_t* codes;
+    float* scale;
+    int32_t *zero, *sum;
+    bool finite;
 };
 
-// Values of a head as panels of 64 channels, whose codes of all tokens follow each other.
-struct Values {
-    int64_t padded = 0, panels = 0;  // tokens
-    int8_t* codes = nullptr;
-    float* scale = nullptr;
-    int32_t *zero = nullptr, *sum = nullptr;
-    bool finite = true;
+// Room for ``count`` of ``size`` codes.
+inline Side side_of(int64_t count, int64_t size, Scratch& bytes, Scratch& tables) {
+    const int64_t padded = up(size, STEP), panels = up(count, PANEL) / PANEL, all = panels * PANEL;
+    float* scale = tables.of<float>(3 * all);
+    int32_t* zero = reinterpret_cast<int32_t*>(scale + all);
+    return {padded, panels, bytes.of<int8_t>(all * padded), scale, zero, zero + all, true};
+}
 
-    void take(const Attention& c, int64_t sample, int64_t head, Scratch& bytes, Scratch& tables) {
-        padded = up(c.keys, STEP);
-        panels = up(c.v_width, PANEL) / PANEL;
-        codes = bytes.of<int8_t>(panels * PANEL * padded);
-        scale = tables.of<float>(3 * panels * PANEL);
-        zero = reinterpret_cast<int32_t*>(scale + panels * PANEL);
-        sum = zero + panels * PANEL;
-        const Codes may = codes_of(c.v.grid, 0);
-        const int64_t ranges = sample * c.v.stride + head * c.v_width;
-        for (int64_t i = 0; i < panels * PANEL; ++i) {
-            const bool there = i < c.v_width;
-            scale[i] = there ? c.v.scale[ranges + i] : 0.0f;
-            zero[i] = (there && c.v.zero != nullptr ? c.v.zero[ranges + i] : may.zero) - 128;
+// Keys of a head.
+inline Side keys_of(const Attention& c, int64_t sample, int64_t head, Scratch& bytes, Scratch& tables, Scratch& spare) {
+    Side side = side_of(c.keys, c.width, bytes, tables);
+    float* wide = spare.of<float>(c.width + PANEL * side.padded / 4);
+    int8_t* rows = reinterpret_cast<int8_t*>(wide + c.width);
+    for (int64_t panel = 0; panel < side.panels; ++panel) {
+        std::memset(rows, 0, static_cast<size_t>(PANEL * side.padded));
+        for (int64_t i = 0; i < PANEL; ++i) {
+            const int64_t key = panel * PANEL + i;
+            side.scale[key] = 0.0f;
+            side.zero[key] = side.sum[key] = 0;
+            if (key >= c.keys) continue;
+            uint8_t* row = reinterpret_cast<uint8_t*>(rows + i * side.padded);
+            const Coded coded = encoded(c.k, c.type, sample, head, key, c.width, side.padded, wide, row);
+            signed_bytes(row, c.width);
+            side.finite = side.finite && coded.finite;
+            side.scale[key] = coded.scale;
+            side.zero[key] = coded.zero - 128;
+            side.sum[key] = coded.sum - 128 * static_cast<int32_t>(c.width);
         }
-        Ints most{};
-        for (int64_t first = 0; first < panels * PANEL; first += LANES) columns(c, c.v.place(sample, head, 0) + first, first, may, most);
-        finite = most_of(most) < NOT_FINITE;
+        transpose(rows, side.padded, side.codes + panel * PANEL * side.padded);
     }
+    return side;
+}
 
-  private:
-    // Channels [first, first + LANES): four tokens of a channel are a word.
-    void columns(const Attention& c, int64_t at, int64_t first, const Codes& may, Ints& largest) {
-        const Floats s = load<Floats>(scale + first), one = all(1.0f);
-        const Floats by = s > 0.0f ? s : all(INFINITY), inverse = s > 0.0f ? one / s : Floats{};
-        const Floats offset = to_floats(load<Ints>(zero + first)) + 128.0f;
-        const int64_t left = c.v_width - first;
-        int8_t* to = codes + first / PANEL * PANEL * padded + column(first % PANEL, padded);
-        Ints total{};
-        for (int64_t token = 0; token < padded; token += 4) {
-            Ints word{};
-            for (int64_t j = 0; j < 4 && left > 0; ++j) fetch(c.v.at, c.type, at + (token + 4 + j) * c.v.by_token, 1);
-            for (int64_t j = 0; j < 4 && token + j < c.keys && left > 0; ++j) {
-                const Floats x = some(c.v.at, c.type, at + (token + j) * c.v.by_token, left);
-                largest = most(largest, (Ints)x & 0x7fffffff);
-                const Ints code = __builtin_convertvector(rounded(x, by, inverse, offset, may.low, may.high), Ints) - 128;
-                total += code;
-                word |= (code & 255) << static_cast<int32_t>(8 * j);
-            }
-            store(to + token * COLUMN, word);
+// Channels [first, first + LANES) of v, whose values begin at ``at``: four tokens of a channel are a word.
+inline void take_channels(const Attention& c, int64_t at, int64_t first, const Codes& may, Side& side, Ints& largest) {
+    const Floats s = load<Floats>(side.scale + first), one = all(1.0f);
+    const Floats by = s > 0.0f ? s : all(INFINITY), inverse = s > 0.0f ? one / s : Floats{};
+    const Floats offset = to_floats(load<Ints>(side.zero + first)) + 128.0f;
+    const int64_t left = c.v_width - first;
+    int8_t* to = side.codes + first / PANEL * PANEL * side.padded + column(first % PANEL, side.padded);
+    Ints total{};
+    for (int64_t token = 0; token < side.padded; token += 4) {
+        Ints word{};
+        for (int64_t j = 0; j < 4 && left > 0; ++j) fetch(c.v.at, c.type, at + (token + 4 + j) * c.v.by_token, 1);
+        for (int64_t j = 0; j < 4 && token + j < c.keys && left > 0; ++j) {
+            const Floats x = some(c.v.at, c.type, at + (token + j) * c.v.by_token, left);
+            largest = most(largest, (Ints)x & 0x7fffffff);
+            const Ints code = __builtin_convertvector(rounded(x, by, inverse, offset, may.low, may.high), Ints) - 128;
+            total += code;
+            word |= (code & 255) << static_cast<int32_t>(8 * j);
         }
-        store(sum + first, total);
+        store(to + token * COLUMN, word);
     }
-};
+    store(side.sum + first, total);
+}
+
+// Channels of v of a head, whose codes of all tokens follow each other.
+inline Side values_of(const Attention& c, int64_t sample, int64_t head, Scratch& bytes, Scratch& tables) {
+    Side side = side_of(c.v_width, c.keys, bytes, tables);
+    const Codes may = codes_of(c.v.grid, 0);
+    const int64_t ranges = sample * c.v.stride + head * c.v_width, all_channels = side.panels * PANEL;
+    for (int64_t i = 0; i < all_channels; ++i) {
+        const bool there = i < c.v_width;
+        side.scale[i] = there ? c.v.scale[ranges + i] : 0.0f;
+        side.zero[i] = (there && c.v.zero != nullptr ? c.v.zero[ranges + i] : may.zero) - 128;
+    }
+    Ints largest{};
+    for (int64_t i = 0; i < all_channels; i += LANES) take_channels(c, c.v.place(sample, head, 0) + i, i, may, side, largest);
+    side.finite = most_of(largest) < NOT_FINITE;
+    return side;
+}
 
 }  // namespace dither

@@ -80,12 +80,7 @@ void add(const float* x, int64_t pitch, const Values& values, int64_t count, flo
         }
     for (; k < count; k += LANES) {
         const Floats v = values(k, count - k);
-        for (int r = 0; r < R; ++r) {
-            Floats rest{};
-            const int64_t left = count - k;
-            std::memcpy(&rest, x + r * pitch + k, static_cast<size_t>(left < LANES ? left : LANES) * sizeof(float));
-            sum[r][0] = fused(rest, v, sum[r][0]);
-        }
+        for (int r = 0; r < R; ++r) sum[r][0] = fused(some(x + r * pitch + k, count - k), v, sum[r][0]);
     }
     for (int r = 0; r < R; ++r) y[r] = fused(sum[r][0] + sum[r][1], all(scale), y[r]);
 }

@@ -208,7 +208,7 @@ extern "C" int64_t dither_around(const Around* call) try {
                     const int64_t left = width - i;
                     Floats v = gated(call->gate, sample, i, at + i, call->type, left, some(y + i, left));
                     if (call->type == BF16) v = as_bf16(v);
-                    std::memcpy(y + i, &v, static_cast<size_t>(left < LANES ? left : LANES) * sizeof(float));
+                    store_some(y + i, v, left);
                 }
             narrowed(y, width, call->type, at, call->out);
         }
