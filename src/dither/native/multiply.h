@@ -169,19 +169,24 @@ inline void put(Floats f, int64_t type, int64_t at, int64_t left, void* outputs)
     }
 }
 
-// Outputs [column, column + many) of a row, from their values.
-inline void put(const Plan& p, int64_t row, int64_t column, int64_t many, Floats* f) {
+// Outputs [column, column + many) of a row, from their values. WHOLE: as many as there are vectors for.
+template <int MANY, bool WHOLE>
+inline void put(const Plan& p, int64_t row, int64_t column, int64_t many, Floats (&f)[MANY]) {
     const Linear& call = p.call;
     const int64_t to = row * call.weight.outputs + column;
+    const auto left = [many](int j) { return WHOLE ? LANES : many - j * LANES; };
     if (call.gate.gate != nullptr) {
         const int64_t sample = p.sample(row);
-        for (int64_t v = 0; v * LANES < many; ++v) {
-            const int64_t at = v * LANES;
-            const Floats y = call.out_type == F32 ? f[v] : as_bf16(f[v]);  // as if the gate were an operator of its own
-            f[v] = gated(call.gate, sample, column + at, to + at, call.out_type, many - at, y);
+#pragma GCC unroll 8
+        for (int j = 0; j < MANY; ++j) {
+            if (left(j) <= 0) break;
+            const Floats y = call.out_type == F32 ? f[j] : as_bf16(f[j]);  // as if the gate were an operator of its own
+            f[j] = gated(call.gate, sample, column + j * LANES, to + j * LANES, call.out_type, left(j), y);
         }
     }
-    for (int64_t v = 0; v * LANES < many; ++v) put(f[v], call.out_type, to + v * LANES, many - v * LANES, call.out);
+#pragma GCC unroll 8
+    for (int j = 0; j < MANY; ++j)
+        if (left(j) > 0) put(f[j], call.out_type, to + j * LANES, left(j), call.out);
 }
 
 // A block of outputs: some rows, and WIDTH outputs from ``first`` on, which are [v, v + WIDTH) of the panel.
@@ -193,7 +198,7 @@ constexpr int64_t TURNS = 16;  // segments of passes whose sums are kept, before
 
 // What sums (turns, rows, WIDTH) of the turns [from, to) say of the outputs, onto ``y`` (rows, WIDTH) if others were before;
 // the last ones write them. A turn is a segment of a pass; they go pass by pass.
-template <int WIDTH, bool EVEN, bool ZEROS>
+template <int WIDTH, bool EVEN, bool ZEROS, bool WHOLE>
 void scaled(const Plan& p, const Block& block, int64_t from, int64_t to, const int32_t* sums, float* y) {
     constexpr int MANY = WIDTH / LANES;
     const Linear& call = p.call;
@@ -201,14 +206,16 @@ void scaled(const Plan& p, const Block& block, int64_t from, int64_t to, const i
     const int32_t size = static_cast<int32_t>(p.size);
     Floats bias[MANY] = {};
     for (int j = 0; j < MANY; ++j) {
-        const int64_t left = block.many - j * LANES;
+        const int64_t left = WHOLE ? LANES : block.many - j * LANES;
         if (call.bias != nullptr && left > 0) bias[j] = some(call.bias + first + j * LANES, left);
     }
     const int64_t begin = from % segments;
     for (int64_t r = 0; r < block.rows; ++r) {
         Floats f[MANY] = {};
-        if (from > 0)
+        if (from > 0) {
+#pragma GCC unroll 8
             for (int j = 0; j < MANY; ++j) f[j] = load<Floats>(y + r * WIDTH + j * LANES);
+        }
         const int32_t* sum = sums + r * WIDTH;
         for (int64_t turn = from, segment = begin; turn < to; ++turn, sum += ROWS * WIDTH) {
             const int64_t at = (block.panel * segments + segment) * PANEL + block.v;
@@ -216,6 +223,7 @@ void scaled(const Plan& p, const Block& block, int64_t from, int64_t to, const i
             const int64_t input = (block.row + r) * turns + turn;
             const float sx = p.sx[input];
             const int32_t zx = p.zx[input], rest = ZEROS ? p.suma[input] - size * zx : 0;
+#pragma GCC unroll 8
             for (int j = 0; j < MANY; ++j) {
                 Ints v = load<Ints>(sum + j * LANES);
                 if (!EVEN) v -= zx * load<Ints>(p.sumc + at + j * LANES);
@@ -224,23 +232,33 @@ void scaled(const Plan& p, const Block& block, int64_t from, int64_t to, const i
             }
         }
         if (to < turns) {
+#pragma GCC unroll 8
             for (int j = 0; j < MANY; ++j) store(y + r * WIDTH + j * LANES, f[j]);
             continue;
         }
-        if (call.bias != nullptr)
+        if (call.bias != nullptr) {
+#pragma GCC unroll 8
             for (int j = 0; j < MANY; ++j) f[j] += bias[j];
-        if (p.gelu != nullptr)
+        }
+        if (p.gelu != nullptr) {
+#pragma GCC unroll 8
             for (int j = 0; j < MANY; ++j) f[j] = (*p.gelu)(f[j]);
-        put(p, block.row + r, first, block.many, f);
+        }
+        put<MANY, WHOLE>(p, block.row + r, first, block.many, f);
     }
+}
+
+template <int WIDTH, bool WHOLE>
+void scaled(const Plan& p, const Block& block, int64_t from, int64_t to, const int32_t* sums, float* y) {
+    const bool zeros = p.zw != nullptr;
+    const auto run = p.even() ? (zeros ? scaled<WIDTH, true, true, WHOLE> : scaled<WIDTH, true, false, WHOLE>)
+                              : (zeros ? scaled<WIDTH, false, true, WHOLE> : scaled<WIDTH, false, false, WHOLE>);
+    run(p, block, from, to, sums, y);
 }
 
 template <int WIDTH>
 void scaled(const Plan& p, const Block& block, int64_t from, int64_t to, const int32_t* sums, float* y) {
-    const bool zeros = p.zw != nullptr;
-    const auto run = p.even() ? (zeros ? scaled<WIDTH, true, true> : scaled<WIDTH, true, false>)
-                              : (zeros ? scaled<WIDTH, false, true> : scaled<WIDTH, false, false>);
-    run(p, block, from, to, sums, y);
+    block.many == WIDTH ? scaled<WIDTH, true>(p, block, from, to, sums, y) : scaled<WIDTH, false>(p, block, from, to, sums, y);
 }
 
 // Outputs of a block: ``sum(turn, sums)`` makes the sums (ROWS, WIDTH) of a turn.

@@ -15,6 +15,7 @@ from dither.nn.block import QBlock, takes
 from dither.nn.borrowed import Borrowed, alike
 from dither.nn.feed_forward import NativeGELU, QFeedForward
 from dither.nn.linear import QLinear
+from dither.nn.once import embed_once
 from dither.nn.timed import TimedLinear, ViewedLinear
 from dither.nn.timestep_table import put_table
 from dither.spec import Plan, Spec, Timed, Views
@@ -58,7 +59,7 @@ def lend(model: nn.Module, name: str, owner: str) -> Borrowed:
 
 def fuse(model: nn.Module) -> None:
     """Put a ``QFeedForward`` in the place of every feed-forward part with a GELU and two quantized linears, a ``QBlock`` in
-    that of every block that it knows."""
+    that of every block that it knows, and let embedders that are the same answer once."""
     for name, module in list(model.named_modules()):
         if type(module) is not FeedForward or type(module.net[0]) is not GELU:
             continue
@@ -68,6 +69,7 @@ def fuse(model: nn.Module) -> None:
     blocks = [(name, module) for name, module in model.named_modules() if name and takes(module)]
     for name, module in blocks:
         replace(model, name, QBlock(cast(Any, module)))
+    embed_once(model)
     whole = getattr(model, "_no_split_modules", None)  # of diffusers: classes that must stay on one device
     if blocks and whole:
         cast(Any, model)._no_split_modules = [*whole, QBlock.__name__]
