@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from dither.nn import fuse, lend
-from dither.nn.once import Embeddings, Once, embed_once
+from dither.nn.install import embed_once
+from dither.nn.once import Embeddings, Once
 
 PARTS = ("timestep_embedder.linear_1", "timestep_embedder.linear_2", "class_embedder.embedding_table")
 CALLS = {"timestep": torch.tensor([5, 300, 900]), "class_labels": torch.tensor([0, 3, 2])}

@@ -177,14 +177,12 @@ inline void put(const Plan& p, int64_t row, int64_t column, int64_t many, Floats
     const auto left = [many](int j) { return WHOLE ? LANES : many - j * LANES; };
     if (call.gate.gate != nullptr) {
         const int64_t sample = p.sample(row);
-#pragma GCC unroll 8
         for (int j = 0; j < MANY; ++j) {
             if (left(j) <= 0) break;
             const Floats y = call.out_type == F32 ? f[j] : as_bf16(f[j]);  // as if the gate were an operator of its own
             f[j] = gated(call.gate, sample, column + j * LANES, to + j * LANES, call.out_type, left(j), y);
         }
     }
-#pragma GCC unroll 8
     for (int j = 0; j < MANY; ++j)
         if (left(j) > 0) put(f[j], call.out_type, to + j * LANES, left(j), call.out);
 }
@@ -213,7 +211,6 @@ void scaled(const Plan& p, const Block& block, int64_t from, int64_t to, const i
     for (int64_t r = 0; r < block.rows; ++r) {
         Floats f[MANY] = {};
         if (from > 0) {
-#pragma GCC unroll 8
             for (int j = 0; j < MANY; ++j) f[j] = load<Floats>(y + r * WIDTH + j * LANES);
         }
         const int32_t* sum = sums + r * WIDTH;
@@ -223,7 +220,6 @@ void scaled(const Plan& p, const Block& block, int64_t from, int64_t to, const i
             const int64_t input = (block.row + r) * turns + turn;
             const float sx = p.sx[input];
             const int32_t zx = p.zx[input], rest = ZEROS ? p.suma[input] - size * zx : 0;
-#pragma GCC unroll 8
             for (int j = 0; j < MANY; ++j) {
                 Ints v = load<Ints>(sum + j * LANES);
                 if (!EVEN) v -= zx * load<Ints>(p.sumc + at + j * LANES);
@@ -232,15 +228,13 @@ void scaled(const Plan& p, const Block& block, int64_t from, int64_t to, const i
             }
         }
         if (to < turns) {
-#pragma GCC unroll 8
             for (int j = 0; j < MANY; ++j) store(y + r * WIDTH + j * LANES, f[j]);
             continue;
         }
         if (call.bias != nullptr) {
-#pragma GCC unroll 8
             for (int j = 0; j < MANY; ++j) f[j] += bias[j];
         }
-        if (p.gelu != nullptr) {
+        if (p.gelu != nullptr) {  // unrolled, or f would lie in memory
 #pragma GCC unroll 8
             for (int j = 0; j < MANY; ++j) f[j] = (*p.gelu)(f[j]);
         }

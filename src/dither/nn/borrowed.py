@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-__all__ = ["SHARABLE", "Borrowed", "alike", "equal", "shared_modules"]
+__all__ = ["SHARABLE", "Borrowed", "alike", "equal", "owner_of", "shared_modules"]
 
 SHARABLE = (nn.Linear, nn.Embedding)
 """What they do follows from their parameters and what ``repr`` says; classes derived from them may do more."""
@@ -50,6 +50,11 @@ class Borrowed(nn.Module):
     def extra_repr(self) -> str:
         """Whose parameters it reads."""
         return f"same_as={self.name}"
+
+
+def owner_of(module: nn.Module) -> nn.Module:
+    """Whose parameters it reads: its own, or another's."""
+    return module.owner if isinstance(module, Borrowed) else module
 
 
 def alike(a: nn.Module, b: nn.Module) -> bool:

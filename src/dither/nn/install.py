@@ -5,6 +5,7 @@ from typing import Any, cast
 import torch
 from diffusers.models.activations import GELU
 from diffusers.models.attention import FeedForward
+from diffusers.models.embeddings import CombinedTimestepLabelEmbeddings
 from torch import Tensor, nn
 
 from dither.clock import Clock, Read, start_clock
@@ -15,12 +16,12 @@ from dither.nn.block import QBlock, takes
 from dither.nn.borrowed import Borrowed, alike
 from dither.nn.feed_forward import NativeGELU, QFeedForward
 from dither.nn.linear import QLinear
-from dither.nn.once import embed_once
+from dither.nn.once import Embeddings, Once
 from dither.nn.timed import TimedLinear, ViewedLinear
 from dither.nn.timestep_table import put_table
 from dither.spec import Plan, Spec, Timed, Views
 
-__all__ = ["build", "fuse", "install", "lend", "packed_tensors", "replace"]
+__all__ = ["build", "embed_once", "fuse", "install", "lend", "packed_tensors", "replace"]
 
 
 def build(
@@ -73,6 +74,18 @@ def fuse(model: nn.Module) -> None:
     whole = getattr(model, "_no_split_modules", None)  # of diffusers: classes that must stay on one device
     if blocks and whole:
         cast(Any, model)._no_split_modules = [*whole, QBlock.__name__]
+
+
+def embed_once(model: nn.Module) -> None:
+    """Let embedders of timestep and label answer once in a call of a model, if any reads the parameters of another."""
+    found = [(name, m) for name, m in model.named_modules() if type(m) is CombinedTimestepLabelEmbeddings]
+    if not any(isinstance(part, Borrowed) for _, embedder in found for part in embedder.modules()):
+        return
+    once = Once()
+    for name, embedder in found:
+        replace(model, name, Embeddings(embedder, once))
+    model.register_forward_pre_hook(once.begin)
+    model.register_forward_hook(once.end)
 
 
 def install(

@@ -6,7 +6,7 @@ for each block. Who reads the same parameters and the same tensors gets the firs
 of the model ends, and nothing is remembered outside of one.
 """
 
-import sys
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +14,10 @@ import torch
 from diffusers.models.embeddings import CombinedTimestepLabelEmbeddings, LabelEmbedding, TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
-from dither.nn.borrowed import Borrowed
+from dither.nn.borrowed import owner_of
 from dither.nn.feed_forward import is_unwatched
 
-__all__ = ["Embeddings", "Once", "embed_once"]
+__all__ = ["Embeddings", "Once"]
 
 
 class Once:
@@ -25,7 +25,7 @@ class Once:
 
     def __init__(self) -> None:
         self._within = False
-        self._last: tuple[tuple[Any, ...], Tensor] | None = None
+        self._last: tuple[tuple[Any, ...], tuple[Any, ...], Tensor] | None = None
 
     def begin(self, *_: Any) -> None:
         """A call of the model begins; nothing happens in a graph, whose compiler sees for itself what is the same."""
@@ -37,14 +37,15 @@ class Once:
         if not torch.compiler.is_compiling():
             self._within, self._last = False, None
 
-    def answer(self, of: tuple[Any, ...], make: Callable[[], Tensor]) -> Tensor:
-        """That of before, if it is of these very objects, or a new one."""
-        last = self._last
-        if last is not None and len(last[0]) == len(of) and all(a is b for a, b in zip(last[0], of, strict=True)):
-            return last[1]
+    def answer(self, of: tuple[Any, ...], settings: tuple[Any, ...], make: Callable[[], Tensor]) -> Tensor:
+        """That of before, if it is of these very objects and of equal settings, or a new one."""
+        if self._last is not None:
+            objects, known, made = self._last
+            if known == settings and len(objects) == len(of) and all(map(operator.is_, objects, of)):
+                return made
         made = make()
         if self._within:
-            self._last = (of, made)
+            self._last = (of, settings, made)
         return made
 
     def __reduce__(self) -> tuple[type["Once"], tuple[()]]:
@@ -72,42 +73,25 @@ class Embeddings(CombinedTimestepLabelEmbeddings):
             return made
 
         parts = None if torch.compiler.is_compiling() or torch.is_grad_enabled() or self.training else _parts(self)
-        return make() if parts is None else self.once.answer((timestep, class_labels, hidden_dtype, *parts), make)
+        if parts is None:
+            return make()
+        modules, settings = parts
+        return self.once.answer((timestep, class_labels, hidden_dtype, *modules), settings, make)
 
 
-def embed_once(model: nn.Module) -> None:
-    """Let all embedders of timestep and label of a model that read the same parameters answer once in a call of it."""
-    found = [
-        (name, module) for name, module in model.named_modules() if type(module) is CombinedTimestepLabelEmbeddings
-    ]
-    once = Once()
-    for name, module in found:
-        model.set_submodule(name, Embeddings(module, once))
-    if found:
-        model.register_forward_pre_hook(once.begin)
-        model.register_forward_hook(once.end)
-
-
-def _parts(embedder: Any) -> tuple[Any, ...] | None:
-    """What the answer follows from besides the arguments; None where it may follow from more, or where someone looks on."""
+def _parts(embedder: Any) -> tuple[tuple[nn.Module, ...], tuple[Any, ...]] | None:
+    """Modules and settings that the answer follows from; None where it may follow from more, or where someone looks on."""
     time, label = embedder.timestep_embedder, embedder.class_embedder
-    sinusoids = _owner(embedder.time_proj)
     if type(label) is not LabelEmbedding or not is_unwatched(embedder.modules()):
         return None
-    table = _owner(label.embedding_table)
-    if type(time) is nn.Identity:  # a table of timesteps stands for both
-        learned = (sinusoids, table)
-        said: tuple[Any, ...] = ()
-    elif type(time) is TimestepEmbedding and type(sinusoids) is Timesteps and type(time.act) is nn.SiLU:
+    sinusoids, table = owner_of(embedder.time_proj), owner_of(label.embedding_table)
+    modules: tuple[nn.Module, ...] = (sinusoids, table)
+    settings: tuple[Any, ...] = ()
+    if type(time) is not nn.Identity:  # else a table of timesteps stands for both
+        if type(time) is not TimestepEmbedding or type(sinusoids) is not Timesteps or type(time.act) is not nn.SiLU:
+            return None
         if time.cond_proj is not None or time.post_act is not None:
             return None
-        learned = (_owner(time.linear_1), _owner(time.linear_2), table)
-        said = (sinusoids.num_channels, sinusoids.flip_sin_to_cos, sinusoids.downscale_freq_shift, sinusoids.scale)
-    else:
-        return None
-    return (*learned, sys.intern(repr(said))) if is_unwatched(learned) else None
-
-
-def _owner(module: nn.Module) -> nn.Module:
-    """Whose parameters it reads."""
-    return module.owner if isinstance(module, Borrowed) else module
+        modules = (owner_of(time.linear_1), owner_of(time.linear_2), table)
+        settings = (sinusoids.num_channels, sinusoids.flip_sin_to_cos, sinusoids.downscale_freq_shift, sinusoids.scale)
+    return (modules, settings) if is_unwatched(modules) else None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dither.clock import Last
 from dither.errors import BadModel, BadValue
-from dither.nn.borrowed import Borrowed
+from dither.nn.borrowed import Borrowed, owner_of
 from dither.spec import TableSpec
 
 __all__ = [
@@ -132,8 +132,7 @@ def table_tensor(name: str) -> str:
 def embedding_width(module: nn.Module) -> int:
     """Width D of what a module's timestep embedder gives. BadModel if it has none."""
     parts: dict[str, Any] = dict(module.named_children())
-    table = parts.get(PLACE)
-    if isinstance(table := table.owner if isinstance(table, Borrowed) else table, TimestepTable):
+    if PLACE in parts and isinstance(table := owner_of(parts[PLACE]), TimestepTable):
         return int(table.table.shape[1])
     last = dict(parts[EMBEDDER].named_children()).get("linear_2") if PLACE in parts and EMBEDDER in parts else None
     if not isinstance(last, nn.Linear):
