@@ -92,7 +92,7 @@ def test_given_sizes_take_the_place_of_the_search():
 
 def test_without_a_search_they_follow_assign():
     recipe = with_groups(recipes.get("rtn-clip", "w4a8"), {Q: 4})
-    assert tags(recipe) == ["assign", "groups", "clip", "rtn", "ranges"]
+    assert tags(recipe) == ["assign", "groups", "clip", "rtn", "ranges", "share"]
     with pytest.raises(BadRecipe, match="recipe 'mine' has no stage 'assign'"):
         with_groups(Recipe("mine", "", Bits(4), describe((Rtn(),))), {Q: 4})
 

@@ -19,6 +19,7 @@ from dither.stages import (
     Mixed,
     Program,
     Rotate,
+    Share,
     Smooth,
     TimedSmooth,
     stages_of,
@@ -38,7 +39,7 @@ def test_every_recipe_builds_at_every_width_and_round_trips(name, bits):
     entry = RECIPES[name]
     assert (recipe.name, recipe.paper) == (entry.name, entry.paper)
     assert recipe.bits == (entry.bits if bits is None else Bits.parse(bits))
-    assert stages_of(recipe) == entry.stages(recipe.bits)
+    assert stages_of(recipe) == (*entry.stages(recipe.bits), Share())
     assert recipe_from(json.loads(json.dumps(recipe_to(recipe)))) == recipe
     assert recipe_from(recipe_to(recipe)) == recipe
 
@@ -158,20 +159,21 @@ def tags(recipe) -> list[str]:
 def test_off_leaves_a_stage_out_and_nothing_else():
     recipe = get("vidit-q")
     changed = override(recipe, ["smooth=off"])
-    assert tags(changed) == ["rotate", "assign", "rtn", "ranges"]
+    assert tags(changed) == ["rotate", "assign", "rtn", "ranges", "share"]
     assert changed.stages == recipe.stages[1:]
-    assert tags(override(recipe, ["smooth = off ", "rotate=off"])) == ["assign", "rtn", "ranges"]
-    assert tags(recipe) == ["smooth", "rotate", "assign", "rtn", "ranges"]
+    assert tags(override(recipe, ["smooth = off ", "rotate=off"])) == ["assign", "rtn", "ranges", "share"]
+    assert tags(recipe) == ["smooth", "rotate", "assign", "rtn", "ranges", "share"]
 
 
 def test_off_leaves_out_every_stage_of_the_tag():
-    assert tags(override(get("vidit-q-released-mp"), ["widen=off"])) == ["smooth", "rotate", "assign", "rtn", "ranges"]
+    left = override(get("vidit-q-released-mp"), ["widen=off"])
+    assert tags(left) == ["smooth", "rotate", "assign", "rtn", "ranges", "share"]
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_off_goes_with_other_settings(order):
     changed = override(get("vidit-q"), ["rotate=off", "smooth.vidit_alpha=0.25"][::order])
-    assert tags(changed) == ["smooth", "assign", "rtn", "ranges"]
+    assert tags(changed) == ["smooth", "assign", "rtn", "ranges", "share"]
     assert stages_of(changed)[0].vidit_alpha == 0.25
 
 
@@ -190,8 +192,8 @@ def test_a_stage_may_be_set_and_then_switched_off():
         (["smooth=OFF"], "STAGE=off"), (["smooth.stage=off"], "STAGE=off"),
         (["smooth=off", "smooth.alpha=0.5"], "'smooth.alpha=0.5': an earlier setting has switched stage 'smooth' off"),
         (["smooth=off", "smooth=off"], "an earlier setting has switched stage 'smooth' off"),
-        ([f"{t}=off" for t in ("smooth", "rotate", "assign", "rtn", "ranges")],
-         "'ranges=off' switches the last stage of recipe 'vidit-q' off: nothing is left"),
+        ([f"{t}=off" for t in ("smooth", "rotate", "assign", "rtn", "ranges", "share")],
+         "'share=off' switches the last stage of recipe 'vidit-q' off: nothing is left"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_switched_off_is_named(given, words):
@@ -295,7 +297,7 @@ def stage_of(recipe, kind):
 @pytest.mark.parametrize("bits", ["w8a8", "w6a6", "w4a8", "w4a4"])
 def test_vidit_q_scales_then_rotates_then_rounds_once_with_zero_points(bits):
     recipe = get("vidit-q", bits)
-    assert tags(recipe) == ["smooth", "rotate", "assign", "rtn", "ranges"]
+    assert tags(recipe) == ["smooth", "rotate", "assign", "rtn", "ranges", "share"]
     assign, widths = assign_of(recipe), Bits.parse(bits)
     assert assign.weight == Int(widths.weight, symmetric=False)
     assert assign.act == Act(Int(widths.act, symmetric=False))  # dynamic, per token
@@ -328,12 +330,12 @@ def test_a_budget_of_few_bits_can_be_met():
 
 
 def test_the_first_version_has_ranges_and_no_rotation():
-    assert tags(get("vidit-q-timed")) == ["assign", "timed-smooth", "rtn", "ranges"]
+    assert tags(get("vidit-q-timed")) == ["assign", "timed-smooth", "rtn", "ranges", "share"]
     assert [stage_of(get("vidit-q-timed", b), TimedSmooth).vidit_alpha for b in ("w4a8", "w6a6")] == [(0.89,), (0.375,)]
 
 
 def test_the_papers_w8a8_is_dynamic_ranges_alone():
-    assert tags(get("vidit-q-paper", "w8a8")) == ["assign", "rtn", "ranges"]
+    assert tags(get("vidit-q-paper", "w8a8")) == ["assign", "rtn", "ranges", "share"]
     assert tags(get("vidit-q-paper", "w6a6")) == tags(get("vidit-q", "w6a6"))
     assert assign_of(get("vidit-q-paper", "w8a8")).act == Act(Int(8, symmetric=False))
     assert {assign_of(get("vidit-q-paper", b)).adaln for b in ("w8a8", "w4a8")} == {None}

@@ -87,7 +87,7 @@ def specs_of(model) -> dict:
 @pytest.mark.parametrize("bits", ["w6a8", "w4a8", "w8a8", "w4a4", "w3a8"])
 def test_groups_are_assigned_then_searched_then_rounded(name, order, bits):
     recipe, widths = get(name, bits), Bits.parse(bits)
-    assert tags(recipe) == order.split()
+    assert tags(recipe) == [*order.split(), "share"]
     assign = assign_of(recipe)
     group = 0 if name == "gptq" else 128 if name in SEARCHED else 32
     by_token = Int(widths.act, symmetric=False, group=128 if name in SEARCHED else 0)

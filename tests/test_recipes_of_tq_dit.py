@@ -62,7 +62,7 @@ def quick(name: str, bits: str = "w6a6", *settings: str):
 )
 def test_the_order_is_the_papers(name, order):
     for bits in ("w8a8", "w6a6", "w4a8"):
-        assert [tag for tag, _ in get(name, bits).stages] == order.split()
+        assert [tag for tag, _ in get(name, bits).stages] == [*order.split(), "share"]
 
 
 @pytest.mark.parametrize("name", STATIC)
@@ -149,7 +149,7 @@ def test_weight_only_widths_leave_activations_alone(name):
 def test_bricks_alone_are_rtn_without_them():
     for name in ("fisher-scales", "time-groups"):
         alone = override(get(name, "w6a6"), [f"{name}=off"])
-        assert [tag for tag, _ in alone.stages] == ["assign", "rtn", "ranges"]
+        assert [tag for tag, _ in alone.stages] == ["assign", "rtn", "ranges", "share"]
         plain = stage_of(get("rtn", "w6a6"), Assign)
         assert replace(stage_of(alone, Assign), act=plain.act) == plain
     assert Bits.parse("w4a8") == get("adaround").bits

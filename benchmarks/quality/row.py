@@ -33,6 +33,9 @@ __all__ = ["Pictures", "full_precision", "is_measured", "measure", "numbers"]
 SPENT = {"mixed": ("weight", "act"), "integer-program": ("weight", "act")}
 """Fields of a stage that say how measurements are used, and not what is measured."""
 
+LOSSLESS = frozenset({"share"})
+"""Stages that change no value."""
+
 LONG = ("groups", "history", "rungs")
 """What a search notes layer by layer, and step by step."""
 
@@ -91,8 +94,13 @@ def digest(asked: Asked, pictures: Pictures) -> str:
 
 
 def _digest_of_row(asked: Asked, *what: Any) -> str:
+    return _digest(asked.model, _recipe(asked), asdict(Calibration()), *what, dither.__version__)
+
+
+def _recipe(asked: Asked) -> dict[str, Any]:
+    """As it is, but for what changes no picture."""
     recipe = recipe_to(resolve_recipe(asked.recipe, asked.bits, asked.settings))
-    return _digest(asked.model, recipe, asdict(Calibration()), *what, dither.__version__)
+    return {**recipe, "stages": [stage for stage in recipe["stages"] if stage["stage"] not in LOSSLESS]}
 
 
 def _digest(model: str, *what: Any) -> str:
@@ -147,7 +155,7 @@ class Measurements:
 def measurements(asked: Asked, seed: int, work: Path) -> Measurements:
     """What rows whose recipes differ in what they do with their measurements alone can share."""
     stages = []
-    for stage in recipe_to(resolve_recipe(asked.recipe, asked.bits, asked.settings))["stages"]:
+    for stage in _recipe(asked)["stages"]:
         stages.append({key: value for key, value in stage.items() if key not in SPENT.get(stage["stage"], ())})
     folder = work / "measured" / _digest(asked.model, stages, asdict(Calibration()), seed, dither.__version__)
     folder.mkdir(parents=True, exist_ok=True)

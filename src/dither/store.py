@@ -120,7 +120,11 @@ def open_store(output: Path, job: Mapping[str, Any], resume: bool) -> FolderStor
     if not folder.exists():
         try:
             folder.mkdir(parents=True)
-            known.write_text(text, encoding="utf-8")
+            try:
+                known.write_text(text, encoding="utf-8")
+            except OSError:
+                FolderStore(folder).remove()  # half of it would stand in the next run's way
+                raise
         except OSError as e:
             raise DitherError(f"cannot write '{folder}': {e.strerror or e}") from None
         return FolderStore(folder)

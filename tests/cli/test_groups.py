@@ -58,7 +58,7 @@ def test_a_recipe_without_a_search_gets_them_too(dither, model, searched, tmp_pa
     assert result.exit_code == 0, result.stderr
     data = json.loads((tmp_path / "b.json").read_text())
     stages = [stage["stage"] for stage in data["recipe"]["stages"]]
-    assert stages == ["assign", "groups", "attention", "rtn", "ranges"]
+    assert stages == ["assign", "groups", "attention", "rtn", "ranges", "share"]
 
 
 def test_the_checkpoint_beside_it_loads(dither, searched):

@@ -148,8 +148,9 @@ def test_disk_full_while_saving(dither, refused, model, tmp_path):
     assert kept == 14
 
 
-def test_disk_full_at_the_first_layer(dither, refused, model, tmp_path):
-    with largest_file(1_000):
+@pytest.mark.parametrize("most", [500, 2_000])  # the job's own file, and the first layer's
+def test_disk_full_at_the_start(dither, refused, model, tmp_path, most):
+    with largest_file(most):
         refused(dither(f"quantize {model} -o out"), "out.partial")
     assert list(tmp_path.iterdir()) == []
 

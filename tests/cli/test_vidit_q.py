@@ -59,7 +59,8 @@ def nothing_written(folder: Path) -> bool:
         # switches
         ("--recipe vidit-q --set timed-smooth=off", ["'vidit-q' has no stage 'timed-smooth'"]),
         ("--recipe vidit-q --set rotate=off --set rotate.block=8", ["rotate.block=8", "off"]),
-        ("--recipe rtn-clip --set assign=off --set clip=off --set rtn=off --set ranges=off", ["ranges=off", "nothing is"]),
+        ("--recipe rtn-clip --set share=off --set assign=off --set clip=off --set rtn=off --set ranges=off",
+         ["ranges=off", "nothing is"]),
         ("--recipe rtn --set assign=off", ["rtn", "full precision"]),
     ],
 )  # fmt: skip

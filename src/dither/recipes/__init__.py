@@ -1,7 +1,8 @@
 """Recipes: each method as an ordered tuple of stages with its defaults, to be read like its paper.
 
-A recipe is a function from bit widths to stages; one file holds the recipes of one paper, or of a kind. ``--set
-STAGE.FIELD=VALUE``, ``--set STAGE=off`` and recipe files change the plain data that comes out; nothing is evaluated.
+A recipe is a function from bit widths to stages; one file holds the recipes of one paper, or of a kind. After these stages
+comes ``share``, which changes no value. ``--set STAGE.FIELD=VALUE``, ``--set STAGE=off`` and recipe files change the plain
+data that comes out; nothing is evaluated.
 """
 
 from dither.errors import BadRecipe
@@ -9,7 +10,7 @@ from dither.recipes import baselines, ditas, low_bit, q_dit, reconstruction, tq_
 from dither.recipes.data import override, recipe_from, recipe_to, with_groups
 from dither.recipes.entry import Entry
 from dither.spec import Bits, Recipe
-from dither.stages import describe
+from dither.stages import Share, describe
 
 __all__ = ["RECIPES", "Entry", "get", "names", "override", "recipe_from", "recipe_to", "with_groups"]
 
@@ -35,4 +36,4 @@ def get(name: str, bits: Bits | str | None = None) -> Recipe:
     if widths.floating and not entry.floating:
         able = ", ".join(e.name for e in RECIPES.values() if e.floating)
         raise BadRecipe(f"recipe '{name}' is of integers and has no bits '{widths}'; those that have are {able}")
-    return Recipe(entry.name, entry.paper, widths, describe(entry.stages(widths)))
+    return Recipe(entry.name, entry.paper, widths, describe((*entry.stages(widths), Share())))

@@ -8,7 +8,7 @@ that activations of 8 bits multiply them as integers.
 
 from dither.recipes.entry import Entry
 from dither.spec import Act, Bits, Format, Int, Trellis
-from dither.stages import Assign, CodeProgram, Gptq, Ranges, Rotate, Rtn, Share, Stage, Teacher, Tune
+from dither.stages import Assign, CodeProgram, Gptq, Ranges, Rotate, Rtn, Stage, Teacher, Tune
 
 __all__ = ["ENTRIES"]
 
@@ -30,7 +30,7 @@ def _dither(bits: Bits, between: tuple[Stage, ...] = ()) -> tuple[Stage, ...]:
     act = None if bits.act is None else Act(Int(bits.act))
     code: Format = Trellis(bits.weight) if bits.weight <= MOST else Int(bits.weight)
     front = (Teacher(), Rotate(skip=True), Assign(weight=code, act=act, adaln=code, fit=True))
-    return (*front, *between, Gptq(outputs=OUTPUTS), Rtn(), Tune(lr=0.0), Ranges(), Share())
+    return (*front, *between, Gptq(outputs=OUTPUTS), Rtn(), Tune(lr=0.0), Ranges())
 
 
 def _dither_mixed(bits: Bits) -> tuple[Stage, ...]:

@@ -2,12 +2,12 @@
 
 2 bits: 256 words of 4 weights        3 bits: 64 words of 2        for each layer; activations stay in full precision
 
-Embedders are stored once (``share``), as in the original files, whose size the paper counts.
+Embedders are stored once, as in the original files, whose size the paper counts: see ``share``, which is in every recipe.
 """
 
 from dither.recipes.entry import Entry
 from dither.spec import Act, Bits, Codebook, Int
-from dither.stages import Assign, Codebooks, Ranges, Rtn, Share, Stage
+from dither.stages import Assign, Codebooks, Ranges, Rtn, Stage
 
 __all__ = ["ENTRIES"]
 
@@ -20,7 +20,7 @@ def _vq4dit(bits: Bits) -> tuple[Stage, ...]:
     """``codebooks=off`` leaves k-means, ``codebooks.candidates=1`` assignments that are not calibrated."""
     act = None if bits.act is None else Act(Int(bits.act))
     code = WORDS.get(bits.weight, Int(bits.weight))
-    return (Assign(weight=code, act=act, adaln=code, fit=True), Codebooks(), Rtn(), Ranges(), Share())
+    return (Assign(weight=code, act=act, adaln=code, fit=True), Codebooks(), Rtn(), Ranges())
 
 
 ENTRIES = (
