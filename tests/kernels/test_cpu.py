@@ -70,6 +70,17 @@ def test_no_rows_give_no_rows(shape, spec):
     assert kernel.run(call).shape == (*shape[:-1], 80)
 
 
+@pytest.mark.parametrize("weight", [Int(8), Int(8, False), Int(4, group=24), Int(4, False), Int(4, group=16)], ids=str)
+def test_a_few_rows_do_not_depend_on_each_other(weight):
+    x = torch.randn(7, 144)
+    kernel, call = call_of(LinearSpec(weight=weight), x, 79)  # outputs are made in pairs, and one is left over
+    y = kernel.run(call)
+    torch.testing.assert_close(y, named("dequantize").run(call))
+    for rows in range(1, 7):
+        _, some = call_of(LinearSpec(weight=weight), x[:rows], 79)
+        assert torch.equal(kernel.run(some), y[:rows])
+
+
 def test_few_rows_and_many_agree():
     x = torch.randn(40, 72)
     for spec in SPECS[-2:]:
@@ -228,6 +239,6 @@ def test_another_number_of_outputs_is_refused():
 
 
 def test_more_rows_than_few_are_refused():
-    given = arguments(SPECS[-1], rows=17)
-    with pytest.raises(DitherError, match=r"x is float32 \(17, 72\)"):
+    given = arguments(SPECS[-1], rows=33)
+    with pytest.raises(DitherError, match=r"x is float32 \(33, 72\)"):
         torch.ops.dither.linear_few(*given[:5], *given[8:])

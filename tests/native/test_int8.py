@@ -310,7 +310,7 @@ FEW = """
 int main() {
     for (int64_t kind : {INTEGERS, WORDS, TRELLIS})
         for (int64_t bits : {1, 3, 4, 8})
-            for (int64_t rows : {1, 2, 3, 7, 16})
+            for (int64_t rows : {1, 2, 3, 7, 32})
                 for (int64_t groups : {1, 3}) {
                     const int64_t outputs = 68, inputs = 36, size = inputs / groups;
                     if (kind == TRELLIS && bits > 4) continue;
@@ -345,7 +345,7 @@ int main() {
                             const double off = want - out[r * outputs + n];
                             if ((off < 0 ? -off : off) > 1e-5 * most) return 2;
                         }
-                    call.rows = 17;
+                    call.rows = 33;
                     if (dither_few(&call) != 1) return 3;
                 }
     std::puts("done");

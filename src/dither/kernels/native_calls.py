@@ -26,7 +26,7 @@ INTEGERS, WORDS, TRELLIS = range(3)
 """What codes are: integers themselves, indices of words, or bits of a trellis."""
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
 """Of inputs and outputs."""
-MOST_ROWS = 16
+MOST_ROWS = 32
 """Of ``linear_few``."""
 MOST_TOGETHER = 4
 """Linears of ``linears_int8``."""

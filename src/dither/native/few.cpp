@@ -14,7 +14,8 @@ namespace dither {
 namespace {
 
 constexpr int64_t TOGETHER = 64;  // outputs of a thread's turn; whole strips of a trellis
-constexpr int64_t MOST_ROWS = 16;
+constexpr int AT_ONCE = DITHER_WIDE ? 2 : 1;  // outputs that share what is read of x, as far as their sums are registers
+constexpr int64_t MOST_ROWS = 32;
 
 }  // namespace
 
@@ -67,57 +68,72 @@ bool is_packed4(const Few& call) {
     return DITHER_WIDE && w.kind == INTEGERS && w.bits == 4 && w.ones == 0 && w.inputs / call.groups % LANES == 0;
 }
 
-// y[r] += scale times the products of a group of inputs, for R rows; each lane has a sum of its own.
-template <int R, class Values>
-void add(const float* x, int64_t pitch, const Values& values, int64_t count, float scale, Floats* y) {
+// y[o][r] += a scale of each of O outputs times the products of a group of inputs, for R rows; each lane has a sum of its own.
+template <int O, int R, class Values>
+void add(const float* x, int64_t pitch, const Values* values, int64_t count, const float* scale, Floats (*y)[R]) {
     constexpr int TURNS = 2;  // a sum waits for its last product, so there are several
-    Floats sum[R][TURNS] = {};
+    Floats sum[TURNS][O][R] = {};
     int64_t k = 0;
     for (; k + TURNS * LANES <= count; k += TURNS * LANES)
         for (int t = 0; t < TURNS; ++t) {
-            const Floats v = values(k + t * LANES, LANES);
-            for (int r = 0; r < R; ++r) sum[r][t] = fused(load<Floats>(x + r * pitch + k + t * LANES), v, sum[r][t]);
+            Floats v[O];
+            for (int o = 0; o < O; ++o) v[o] = values[o](k + t * LANES, LANES);
+            for (int r = 0; r < R; ++r) {
+                const Floats some_x = load<Floats>(x + r * pitch + k + t * LANES);
+                for (int o = 0; o < O; ++o) sum[t][o][r] = fused(some_x, v[o], sum[t][o][r]);
+            }
         }
-    for (; k < count; k += LANES) {
-        const Floats v = values(k, count - k);
-        for (int r = 0; r < R; ++r) sum[r][0] = fused(some(x + r * pitch + k, count - k), v, sum[r][0]);
-    }
-    for (int r = 0; r < R; ++r) y[r] = fused(sum[r][0] + sum[r][1], all(scale), y[r]);
+    for (; k < count; k += LANES)
+        for (int o = 0; o < O; ++o) {
+            const Floats v = values[o](k, count - k);
+            for (int r = 0; r < R; ++r) sum[0][o][r] = fused(some(x + r * pitch + k, count - k), v, sum[0][o][r]);
+        }
+    for (int o = 0; o < O; ++o)
+        for (int r = 0; r < R; ++r) y[o][r] = fused(sum[0][o][r] + sum[1][o][r], all(scale[o]), y[o][r]);
 }
 
-// Outputs ``n`` of R rows from ``first`` on; ``row``: its values, if they are not packed.
-template <int R>
-void output(const Few& call, int64_t first, int64_t n, const int8_t* row) {
+// Outputs from ``n`` on, O of them, of R rows from ``first`` on; ``row``: values of these outputs, if they are not packed.
+template <int O, int R>
+void output(const Few& call, int64_t first, int64_t n, const int8_t* row, int64_t pitch) {
     const Weight& w = call.weight;
     const int64_t size = w.inputs / call.groups;
-    Floats y[R] = {};
+    Floats y[O][R] = {};
     for (int64_t g = 0; g < call.groups; ++g) {
-        const int64_t at = (call.scale_rows == 1 ? 0 : n) * call.groups + g;
-        const float z = call.zero == nullptr ? 0.0f : static_cast<float>(call.zero[at]) - static_cast<float>(call.zero_moved);
         const float* x = call.x + first * w.inputs + g * size;
+        float scale[O], z[O];
+        for (int64_t o = 0; o < O; ++o) {
+            const int64_t at = (call.scale_rows == 1 ? 0 : n + o) * call.groups + g;
+            scale[o] = call.scale[at];
+            z[o] = call.zero == nullptr ? 0.0f : static_cast<float>(call.zero[at]) - static_cast<float>(call.zero_moved);
+        }
 #if DITHER_WIDE
         if (row == nullptr) {
             Ints codes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
             codes = (codes ^ static_cast<int32_t>(w.flip)) - static_cast<int32_t>(w.sub);
-            const Packed4 values{w.codes + n * w.stride + g * size / 2, to_floats(codes) - z};
-            add<R>(x, w.inputs, values, size, call.scale[at], y);
+            Packed4 values[O];
+            for (int64_t o = 0; o < O; ++o) values[o] = {w.codes + (n + o) * w.stride + g * size / 2, to_floats(codes) - z[o]};
+            add<O, R>(x, w.inputs, values, size, scale, y);
             continue;
         }
 #endif
-        add<R>(x, w.inputs, Bytes8{row + g * size, z}, size, call.scale[at], y);
+        Bytes8 values[O];
+        for (int64_t o = 0; o < O; ++o) values[o] = {row + o * pitch + g * size, z[o]};
+        add<O, R>(x, w.inputs, values, size, scale, y);
     }
-    for (int r = 0; r < R; ++r) {
-        const float sum = sum_of(y[r]);
-        call.out[(first + r) * w.outputs + n] = call.bias == nullptr ? sum : sum + call.bias[n];
-    }
+    for (int64_t o = 0; o < O; ++o)
+        for (int64_t r = 0; r < R; ++r) {
+            const float sum = sum_of(y[o][r]);
+            call.out[(first + r) * w.outputs + n + o] = call.bias == nullptr ? sum : sum + call.bias[n + o];
+        }
 }
 
-void output(const Few& call, int64_t n, const int8_t* row) {
+template <int O>
+void output(const Few& call, int64_t n, const int8_t* row, int64_t pitch) {
     int64_t r = 0;
-    for (; r + 4 <= call.rows; r += 4) output<4>(call, r, n, row);
-    if (call.rows - r == 3) output<3>(call, r, n, row);
-    if (call.rows - r == 2) output<2>(call, r, n, row);
-    if (call.rows - r == 1) output<1>(call, r, n, row);
+    for (; r + 4 <= call.rows; r += 4) output<O, 4>(call, r, n, row, pitch);
+    if (call.rows - r == 3) output<O, 3>(call, r, n, row, pitch);
+    if (call.rows - r == 2) output<O, 2>(call, r, n, row, pitch);
+    if (call.rows - r == 1) output<O, 1>(call, r, n, row, pitch);
 }
 
 int64_t run(const Few& call) {
@@ -132,12 +148,16 @@ int64_t run(const Few& call) {
         int8_t* c = packed || plain ? nullptr : values_of.of<int8_t>(TOGETHER * w.inputs);
         uint8_t* spare = spare_of.of<uint8_t>(spare_bytes(w));
         if (strips) decode(w, first, many, spare, c, w.inputs);
-        for (int64_t n = first; n < first + many; ++n) {
-            const int8_t* row = strips ? c + (n - first) * w.inputs : c;
-            if (plain) row = reinterpret_cast<const int8_t*>(w.codes) + n * w.stride;
-            else if (!strips && !packed) decode(w, n, 1, spare, c, w.inputs);
-            output(call, n, row);
-        }
+        const int64_t pitch = plain ? w.stride : w.inputs;
+        int64_t n = 0;
+        const auto row = [&](int64_t count) -> const int8_t* {
+            if (plain) return reinterpret_cast<const int8_t*>(w.codes) + (first + n) * w.stride;
+            if (packed) return nullptr;
+            if (!strips) decode(w, first + n, count, spare, c + n * w.inputs, w.inputs);
+            return c + n * w.inputs;
+        };
+        for (; n + AT_ONCE <= many; n += AT_ONCE) output<AT_ONCE>(call, first + n, row(AT_ONCE), pitch);
+        for (; n < many; ++n) output<1>(call, first + n, row(1), pitch);
     });
     return 0;
 }
