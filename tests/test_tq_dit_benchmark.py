@@ -57,11 +57,11 @@ def test_lines_are_what_their_names_say():
             assert "smooth" not in made or (made["smooth"].aggregate == "spearman") == spearman, line
 
 
-def test_more_steps_are_for_whole_methods():
+def test_more_steps_are_for_components_and_whole_methods():
     names = [line.name for line in tq_dit.LINES]
-    assert set(tq_dit.WHOLE) < set(names)
+    assert set(names) > tq_dit.AT_10_ALONE
     for steps in (25, 50):
-        assert [line.name for line in tq_dit.STUDIES[steps].lines] == [n for n in names if n in tq_dit.WHOLE]
+        assert [line.name for line in tq_dit.STUDIES[steps].lines] == [n for n in names if n not in tq_dit.AT_10_ALONE]
         assert tq_dit.STUDIES[steps].steps == steps
         assert tq_dit.STUDIES[steps].result == f"tq_dit_{steps}"
         given = tq_dit.STUDIES[steps].parsed(["--measured"])
