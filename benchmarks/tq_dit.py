@@ -1,9 +1,9 @@
 """``python -m benchmarks.tq_dit [--steps 10|25|50]``: TQ-DiT (arXiv 2502.04056), PTQ4DiT (2405.16005), Q-Diffusion
 (2302.04304) and TCAQ-DM (2412.16700) component by component, at several numbers of sampling steps.
 
-One quantized model serves every number of steps: ranges are looked up by noise level. All lines are measured at 10 steps, where
-a row is cheapest; methods, and what each of their components adds, at 25 and 50 as well. See ``components`` for how a row is measured, and how several
-processes share the rows.
+One quantized model serves every number of steps: ranges are looked up by noise level. All lines are measured at 10 steps,
+where a row is cheapest; methods, and what each of their components adds, at 25 and 50 as well. See ``components`` for how a
+row is measured, and how several processes share the rows.
 """
 
 import sys

@@ -16,6 +16,7 @@ namespace {
 constexpr int64_t TOGETHER = 64;  // outputs of a thread's turn; whole strips of a trellis
 constexpr int AT_ONCE = DITHER_WIDE ? 2 : 1;  // outputs that share what is read of x, as far as their sums are registers
 constexpr int64_t MOST_ROWS = 32;
+constexpr int64_t AHEAD = 16384;  // bytes of a weight, which comes from memory: a CPU by itself does not look far enough
 
 }  // namespace
 
@@ -136,6 +137,11 @@ void output(const Few& call, int64_t n, const int8_t* row, int64_t pitch) {
     if (call.rows - r == 1) output<O, 1>(call, r, n, row, pitch);
 }
 
+// Asks for bytes that will be read soon; nothing happens where there are none.
+inline void fetch(const uint8_t* at, int64_t count) {
+    for (int64_t i = 0; i < count; i += 64) __builtin_prefetch(at + i);
+}
+
 int64_t run(const Few& call) {
     const Weight& w = call.weight;
     if (call.rows < 1 || call.rows > MOST_ROWS || w.outputs < 1 || call.groups < 1 || w.inputs % call.groups) return 1;
@@ -156,7 +162,10 @@ int64_t run(const Few& call) {
             if (!strips) decode(w, first + n, count, spare, c + n * w.inputs, w.inputs);
             return c + n * w.inputs;
         };
-        for (; n + AT_ONCE <= many; n += AT_ONCE) output<AT_ONCE>(call, first + n, row(AT_ONCE), pitch);
+        for (; n + AT_ONCE <= many; n += AT_ONCE) {
+            if (!strips) fetch(w.codes + (first + n) * w.stride + AHEAD, AT_ONCE * w.stride);
+            output<AT_ONCE>(call, first + n, row(AT_ONCE), pitch);
+        }
         for (; n < many; ++n) output<1>(call, first + n, row(1), pitch);
     });
     return 0;
