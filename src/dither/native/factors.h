@@ -56,11 +56,10 @@ struct Coded {
 
 constexpr int64_t AHEAD = 6;  // tokens; those of a head lie far apart, and no CPU guesses where
 
-// Asks for values that will be read soon; nothing happens where there are none.
+// The same of values.
 inline void fetch(const void* values, int64_t type, int64_t at, int64_t count) {
     const int64_t size = type == F32 ? 4 : 2;
-    const char* first = static_cast<const char*>(values) + at * size;
-    for (int64_t i = 0; i < count * size; i += 64) __builtin_prefetch(first + i);
+    fetch(static_cast<const char*>(values) + at * size, count * size);
 }
 
 // One row of q or k to unsigned bytes.

@@ -137,11 +137,6 @@ void output(const Few& call, int64_t n, const int8_t* row, int64_t pitch) {
     if (call.rows - r == 1) output<O, 1>(call, r, n, row, pitch);
 }
 
-// Asks for bytes that will be read soon; nothing happens where there are none.
-inline void fetch(const uint8_t* at, int64_t count) {
-    for (int64_t i = 0; i < count; i += 64) __builtin_prefetch(at + i);
-}
-
 int64_t run(const Few& call) {
     const Weight& w = call.weight;
     if (call.rows < 1 || call.rows > MOST_ROWS || w.outputs < 1 || call.groups < 1 || w.inputs % call.groups) return 1;
@@ -159,8 +154,9 @@ int64_t run(const Few& call) {
         const auto row = [&](int64_t count) -> const int8_t* {
             if (plain) return reinterpret_cast<const int8_t*>(w.codes) + (first + n) * w.stride;
             if (packed) return nullptr;
-            if (!strips) decode(w, first + n, count, spare, c + n * w.inputs, w.inputs);
-            return c + n * w.inputs;
+            if (strips) return c + n * w.inputs;
+            decode(w, first + n, count, spare, c, w.inputs);
+            return c;
         };
         for (; n + AT_ONCE <= many; n += AT_ONCE) {
             if (!strips) fetch(w.codes + (first + n) * w.stride + AHEAD, AT_ONCE * w.stride);

@@ -40,6 +40,12 @@ inline void store(void* p, const V& v) {
     std::memcpy(p, &v, sizeof v);
 }
 
+// Asks for bytes that will be read soon; nothing happens where there are none.
+inline void fetch(const void* at, int64_t bytes) {
+    const char* first = static_cast<const char*>(at);
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(first + i);
+}
+
 // The first ``left`` of a vector's values, or all of them; others are 0.
 inline Floats some(const float* p, int64_t left) {
     if (left >= LANES) return load<Floats>(p);
