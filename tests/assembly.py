@@ -49,6 +49,7 @@ def compiled(
     arch: int,
     warps: int,
     stages: int,
+    registers: int | None = None,
 ) -> Code:
     """Machine code of a kernel for ``arch``.
 
@@ -57,6 +58,7 @@ def compiled(
         pointers: dtypes of tensors, aligned; those that are not named here or below are None.
         numbers: dtypes of numbers that are known only at run time; those that end in ``!`` are multiples of 16.
         constants: of the rest.
+        warps, stages, registers: as of ``launch``.
     """
     names = kernel.arg_names
     plain = {name: dtype.rstrip("!") for name, dtype in numbers.items()}
@@ -64,9 +66,8 @@ def compiled(
     fixed = {(i,): constants.get(n) for i, n in enumerate(names) if signature[n] == "constexpr"}
     aligned = [i for i, n in enumerate(names) if n in pointers or numbers.get(n, "").endswith("!")]
     source = ASTSource(kernel, signature, fixed, {(i,): [["tt.divisibility", 16]] for i in aligned})
-    made = triton.compile(
-        source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps, "num_stages": stages, **OPTIONS}
-    )
+    options = {"num_warps": warps, "num_stages": stages, "maxnreg": registers, **OPTIONS}
+    made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
         file.flush()

@@ -9,7 +9,7 @@ import pytest
 from lanes import compiled as lane
 
 from dither.gpu.tiles import DEFAULTS, GROUPED, NIBBLES, Tile
-from dither.gpu.weights import INTEGERS, TRELLIS
+from dither.gpu.weights import FEW_REGISTERS, INTEGERS, TRELLIS, WORDS
 
 pytestmark = lane
 ARCHITECTURES = (80, 89, 90, 100, 120)
@@ -133,6 +133,7 @@ BESIDE = {
     "norm of 1152, whole": ((64, 32), NORM | SCALE | OVER_LINES, {"HALVES": True}),
     "norm of 3072, whole": ((64, 64), NORM | SCALE | OVER_LINES, {"HALVES": True}),
     "4608 in blocks": ((64, 128), SCALE | TURN, {"HALVES": True}),
+    "12288 in blocks": ((128, 128), SCALE | TURN, {"HALVES": True}),
     "4608, whole": ((128, 64), SCALE | OVER_LINES, {"HALVES": True}),
     "1152, whole, and values": ((64, 32), NORM | SCALE | OVER_LINES | {"values": "bf16"}, {}),
 }
@@ -140,16 +141,21 @@ BESIDE = {
 
 def beside(case: str, arch: int, **changes: str) -> Any:
     """Code of what lies before a linear, of bfloat16 inputs; changes are other dtypes."""
+    import torch
     from assembly import compiled
 
+    from dither.gpu import parts_of
     from dither.gpu.inputs import warps_for
     from dither.gpu.jit.around import rows_around
 
     (a, b), more, told = BESIDE[case]
     pointers = {**ROWS, **more, **changes}
+    by_lines = "inner" in more and "outer" not in more
+    parts = parts_of((a, b), torch.float32 if pointers["x"] == "fp32" else torch.bfloat16) if by_lines else 1
+    a //= parts
     numbers = {"SIZE": "i32!", "LINES": "i32", "COLUMNS": "i32!", "TOKENS": "i32", "ACROSS": "i32!", "STRIDE": "i32"}
     numbers |= {"EPS": "fp32", "NORM": "fp32"}
-    fixed = {**GRID, "GROUPED": False, "HALVES": False, **told, "A": a, "B": b}
+    fixed = {**GRID, "GROUPED": False, "HALVES": False, **told, "A": a, "B": b, "PARTS": parts}
     return compiled(rows_around, pointers, numbers, fixed, arch, warps_for(a * b), 1)
 
 
@@ -167,34 +173,60 @@ def test_what_lies_before_a_linear_fits_registers(case, arch):
     assert bool(code.count(r"HMMA\S*|HGMMA\S*|UTC\w*MMA\S*")) == ("signs" in BESIDE[case][1]), "tensor cores rotate"
 
 
-@pytest.mark.parametrize("case", ["norm of 1152, whole", "norm of 1152 in blocks", "4608, whole"])
-@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
-def test_other_dtypes_are_rotated_on_tensor_cores_too(case, dtype):
-    code = beside(case, 80, x=dtype)
-    assert code.count(r"HMMA\S*")
+@pytest.mark.parametrize(
+    "case", ["norm of 1152, whole", "norm of 1152 in blocks", "4608 in blocks", "12288 in blocks", "4608, whole"]
+)
+@pytest.mark.parametrize(("dtype", "arch"), [("fp16", 80), ("fp32", 80), ("fp32", 90)])
+def test_other_dtypes_are_rotated_on_tensor_cores_too(case, dtype, arch):
+    code = beside(case, arch, x=dtype)
+    assert code.count(r"HG?MMA\S*")
     assert code.stack == 0
 
 
 INT3 = {"KIND": INTEGERS, "BITS": 3, "FLIP": 0, "SUB": 0, "ONES": 0, "TURN": 0, "DIM": 1, "COLUMNS": 1, "STATES": 1}
-QTIP = {**INT3, "KIND": TRELLIS, "BITS": 2, "DIM": 16, "COLUMNS": 16, "STATES": 12}
+STORED = {
+    "int3": (INT3, "zero"),
+    "int8": ({**INT3, "BITS": 8}, "zero"),
+    "words": ({**INT3, "KIND": WORDS, "BITS": 6, "DIM": 2}, "table"),
+    "trellis": ({**INT3, "KIND": TRELLIS, "BITS": 2, "DIM": 16, "COLUMNS": 16, "STATES": 12}, "table"),
+}
 
 
-@pytest.mark.parametrize(
-    ("stored", "more", "depth"), [(INT3, "zero", 64), (QTIP, "table", 32)], ids=["int3", "trellis"]
-)
-def test_packed_weights(stored, more, depth):
-    """A few bytes of a stack are borne in ``multiply_few``, which waits for memory anyway."""
+def own_of(kind: str) -> dict[str, str]:
+    """Tensors that a weight is stored as."""
+    more = STORED[kind][1]
+    return {more: "i8" if more == "table" else "u8", "codes": "u8"}
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_packed_weights_become_integers(kind):
     from assembly import compiled
 
     from dither.gpu.jit.decode import decode_weight
+
+    numbers = {"N": "i32", "K": "i32!", "LINE": "i32", "GROUP": "i32", "GROUPS": "i32"}
+    pointers, fixed = {**own_of(kind), "out": "i8"}, {**STORED[kind][0], "ROWS": 16, "BLOCK": 256}
+    assert compiled(decode_weight, pointers, numbers, fixed, 80, 4, 1).stack == 0
+
+
+@pytest.mark.parametrize("rows", [16, 32])
+@pytest.mark.parametrize(
+    ("kind", "dtype", "arch"),
+    [
+        *((kind, dtype, arch) for kind in STORED for dtype in ("bf16", "fp32") for arch in (80, 90)),
+        *(("int3", "bf16", arch) for arch in (89, 100, 120)),
+    ],
+)
+def test_a_few_rows_with_packed_weights(kind, dtype, arch, rows):
+    from assembly import SHARED, compiled
+
     from dither.gpu.jit.few import multiply_few
 
-    own = {more: "i8" if more == "table" else "u8", "codes": "u8"}
-    numbers = {"N": "i32", "K": "i32!", "LINE": "i32", "GROUP": "i32", "GROUPS": "i32"}
-    decoded = compiled(decode_weight, {**own, "out": "i8"}, numbers, {**stored, "ROWS": 16, "BLOCK": 256}, 80, 4, 1)
-    assert decoded.stack == 0
-    pointers = {**own, "x": "bf16", "scale": "fp32", "bias": "fp32", "out": "bf16"}
+    pointers = {**own_of(kind), "x": dtype, "scale": "fp32", "bias": "fp32", "out": dtype}
     numbers = {"M": "i32", "N": "i32", "K": "i32!", "LINE": "i32", "GROUPS": "i32", "SIZE": "i32!"}
-    few = compiled(multiply_few, pointers, numbers, {**stored, "BM": 16, "BN": 32, "BK": depth}, 80, 4, 3)
-    assert few.stack <= 16
-    assert few.count(r"HMMA\S*"), "no tensor cores"
+    fixed = {**STORED[kind][0], "BM": rows, "BN": 16, "BK": 32 if kind == "trellis" else 64}
+    code = compiled(multiply_few, pointers, numbers, fixed, arch, 4, 3, registers=FEW_REGISTERS)
+    assert code.stack == 0, f"{code.stack} bytes spilled"
+    assert code.shared <= SHARED[arch] * 1024
+    if dtype == "bf16":
+        assert code.count(r"HMMA\S*"), "no tensor cores"

@@ -53,6 +53,7 @@ CASES = {
     "over lines": (192, 192, True),
     "two blocks over lines": (384, 192, False),
     "as wide as DiT-XL": (1152, 1152, True),
+    "several parts": (12 * 1024, 128, True),
 }
 
 
@@ -80,7 +81,8 @@ def test_codes_are_those_of_the_values(case, grid, static, dtype):
     """Bit for bit: of what is written beside them, which has the bits that it has alone."""
     width, block, scaled = CASES[case]
     x, shift, gain = inputs(width, dtype)
-    turn, around = turn_of(width, block, scaled), Around(shift, gain, 1e-6)
+    turn = turn_of(width, block, scaled)
+    x, around = gpu_inputs._norm_first(x, turn, Around(shift, gain, 1e-6))
     table = dynamic_grid(random(B * T, width, seed=4), grid) if static else (None, None)
     first = gpu_inputs._beside(x, turn, around, None)
     codes, scale, zero, sums, y = OPS.int8_beside(*first, *table, grid.bits, grid.symmetric, 1, False, True, True)
@@ -97,14 +99,17 @@ def test_codes_are_those_of_the_values(case, grid, static, dtype):
 
 
 @pytest.mark.parametrize("each", [False, True], ids=["dynamic", "rows"])
-@pytest.mark.parametrize(("block", "group"), [(0, 24), (0, 32), (48, 48), (32, 32)])
+@pytest.mark.parametrize(
+    ("width", "block", "group"), [(96, 0, 24), (96, 0, 32), (96, 48, 48), (96, 32, 32), (12 * 1024, 128, 128)]
+)
 @pytest.mark.parametrize("grid", [Int(8), Int(6, False)], ids=str)
-def test_lines_have_ranges_of_their_own(grid, block, group, each):
-    x, shift, gain = inputs(96)
-    turn, around, many = turn_of(96, block, True), Around(shift, gain, 1e-6), 96 // group
+def test_lines_have_ranges_of_their_own(grid, width, block, group, each):
+    x, shift, gain = inputs(width)
+    turn, many = turn_of(width, block, True), width // group
+    x, around = gpu_inputs._norm_first(x, turn, Around(shift, gain, 1e-6))
     fmt = Int(grid.bits, grid.symmetric, group)
-    table = dynamic_grid(random(B * T, 96, seed=4), fmt) if each else (None, None)
-    first = gpu_inputs._beside(x, turn, around, gpu_inputs._columns(turn, 96, many))
+    table = dynamic_grid(random(B * T, width, seed=4), fmt) if each else (None, None)
+    first = gpu_inputs._beside(x, turn, around, gpu_inputs._columns(turn, width, many))
     *found, y = OPS.int8_beside(*first, *table, grid.bits, grid.symmetric, many, False, True, True)
     torch.testing.assert_close(y, gpu_inputs.turned_alone(x, turn, around))  # sums of the norm have another order
     want = OPS.int8_rows(y, *table, None, grid.bits, grid.symmetric, many, 0, False, True)
@@ -118,6 +123,14 @@ def test_what_is_not_finite_marks_its_own_row(bad, block):
     x, shift, gain = inputs(192)
     x[0, 1, 5] = bad
     first = gpu_inputs._beside(x, turn_of(192, block), Around(shift, gain, 1e-6), None)
+    _, scale, *_ = OPS.int8_beside(*first, None, None, 8, True, 1, False, False, False)
+    assert scale.isnan().flatten().tolist() == [False, True, False, False, False, False]
+
+
+def test_what_is_not_finite_in_a_later_part_marks_its_own_row():
+    x = random(6, 12 * 1024)
+    x[1, -1] = torch.nan
+    first = gpu_inputs._beside(x, turn_of(x.shape[1], 128), Around(), None)
     _, scale, *_ = OPS.int8_beside(*first, None, None, 8, True, 1, False, False, False)
     assert scale.isnan().flatten().tolist() == [False, True, False, False, False, False]
 

@@ -42,8 +42,9 @@ def made(monkeypatch):
 
     found = Counter()
 
-    def compile_only(kernel, grid, where, warps, stages, **arguments):
-        code = kernel.warmup(grid=grid, **arguments, num_warps=warps, num_stages=stages, **launch.OPTIONS)
+    def compile_only(kernel, grid, where, warps, stages, registers=None, **arguments):
+        options = {"num_warps": warps, "num_stages": stages, "maxnreg": registers, **launch.OPTIONS}
+        code = kernel.warmup(grid=grid, **arguments, **options)
         assert code.asm["cubin"]
         found[kernel.__name__] += 1
 

@@ -3,7 +3,7 @@
 Importing this needs no Triton, and starts nothing.
 """
 
-from dither.gpu.around import beside, int8_beside, tile_of
+from dither.gpu.around import beside, int8_beside, parts_of, tile_of
 from dither.gpu.inputs import int8_rows
 from dither.gpu.machine import can_run, is_interpreted, multiplies_float8, scales_rows
 from dither.gpu.products import RANKS, SIGNED, UNSIGNED, WHOLE, int8_product, int8_product_codes
@@ -29,6 +29,7 @@ __all__ = [
     "int8_weight",
     "is_interpreted",
     "multiplies_float8",
+    "parts_of",
     "scales_rows",
     "tile_of",
 ]

@@ -17,13 +17,15 @@ from torch import Tensor
 from dither.gpu.inputs import Rows, check_ranges, empty_rows, ranges, results, shape_of, warps_for
 from dither.gpu.launch import INNER, NARROW, launch, memory_for, operator, require
 
-__all__ = ["beside", "int8_beside", "tile_of"]
+__all__ = ["beside", "int8_beside", "parts_of", "tile_of"]
 
 _MOST = 1 << 14
 """Elements of a row that registers hold."""
 _MOST_OVER_LINES = 1 << 13
 """The same where a rotation reaches over lines, of which there are at most as many as these."""
 _MOST_LINES = 1 << 7
+_MOST_ROTATED = 1 << 13
+"""Elements of lines that are rotated at a time, in half precision; a quarter of float32, which goes in two parts."""
 RowsAnd: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 """``Rows``, and what they are the codes of, (..., K) or empty."""
 
@@ -35,6 +37,13 @@ def tile_of(lines: int, columns: int, rotated: bool = False, over_lines: bool = 
     if over_lines:
         return (a, b) if a <= _MOST_LINES and a * b <= _MOST_OVER_LINES else None
     return (a, b) if a * b <= _MOST else None
+
+
+def parts_of(tile: tuple[int, int], dtype: torch.dtype) -> int:
+    """Of a row of this tile whose lines are rotated, each by itself, so that none of them spills registers."""
+    lines, columns = tile
+    most = _MOST_ROTATED // (4 if dtype == torch.float32 else 1)
+    return max(1, min(lines * columns // most, lines // 16))
 
 
 def beside(
@@ -62,7 +71,7 @@ def beside(
         block: of the rotation.
 
     Raises:
-        DitherError: tensors that do not fit each other, or a row that is too wide.
+        DitherError: tensors that do not fit each other, a row that is too wide, or a norm of one in several parts.
     """
     m, k = shape_of(x)
     what = f"turning {m} rows of {k}"
@@ -101,7 +110,7 @@ def int8_beside(
         others: as of ``beside`` and ``int8_rows``.
 
     Raises:
-        DitherError: tensors that do not fit each other, or a row that is too wide.
+        DitherError: as of ``beside``.
     """
     m, k = shape_of(x)
     what = f"turning and quantizing {m} rows of {k}"
@@ -125,9 +134,8 @@ def _start(
 ) -> None:
     from dither.gpu.jit.around import rows_around
 
-    a, b = own["A"], own["B"]
     launch(
-        rows_around, (shape_of(x)[0],), x, warps_for(a * b), 1,
+        rows_around, (shape_of(x)[0],), x, warps_for(own["A"] * own["B"]), 1,
         **own, **more, BITS=bits, SYMMETRIC=symmetric, GROUPED=grouped, HALVES=halves,
     )  # fmt: skip
 
@@ -163,12 +171,14 @@ def _arguments(
             require(t.dtype in NARROW and tuple(t.shape) == (x.shape[0], k), what, name, t)
         shift, gain = _same_rows(shift, gain)
         across = shift.stride(0)
+    parts = parts_of(tile, x.dtype) if signs is not None and outer is None else 1
+    require(parts == 1 or shift is None, what, "shift", shift)
     given = {"x": x, "pre": pre, "signs": signs, "inner": inner, "outer": outer}
     tensors: dict[str, Any] = {name: None if t is None else t.contiguous() for name, t in given.items()}
     return tensors | {
         "shift": shift, "gain": gain, "SIZE": k, "LINES": k // columns, "COLUMNS": columns,
         "TOKENS": 1 if shift is None else x.shape[1], "ACROSS": across, "EPS": eps, "NORM": 1 / math.sqrt(max(block, 1)),
-        "A": tile[0], "B": tile[1],
+        "A": tile[0] // parts, "B": tile[1], "PARTS": parts,
     }  # fmt: skip
 
 

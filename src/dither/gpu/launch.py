@@ -36,15 +36,28 @@ def operator(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> 
     torch.library.register_fake(f"dither::{name}", fake, lib=_OPS)
 
 
-def launch(kernel: Any, grid: tuple[int, ...], where: Tensor, warps: int, stages: int, **arguments: Any) -> None:
-    """Run a kernel on the device of a tensor; arguments by name. Nothing happens where the grid is empty."""
+def launch(
+    kernel: Any,
+    grid: tuple[int, ...],
+    where: Tensor,
+    warps: int,
+    stages: int,
+    registers: int | None = None,
+    /,
+    **arguments: Any,
+) -> None:
+    """Run a kernel on the device of a tensor; arguments by name. Nothing happens where the grid is empty.
+
+    Args:
+        registers: of a thread, at most; None: as many as the compiler likes, who may spill some so that more programs fit.
+    """
     if not where.is_cuda:
         if 0 not in grid:
             kernel[grid](**arguments)
         return
     with torch.cuda.device(where.device):
         if 0 not in grid:
-            kernel[grid](**arguments, num_warps=warps, num_stages=stages, **OPTIONS)
+            kernel[grid](**arguments, num_warps=warps, num_stages=stages, maxnreg=registers, **OPTIONS)
 
 
 @contextmanager

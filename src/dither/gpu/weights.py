@@ -13,12 +13,14 @@ from torch import Tensor
 from dither.gpu.launch import NARROW, launch, memory_for, operator, require
 from dither.gpu.tiles import block
 
-__all__ = ["INTEGERS", "MOST_ROWS", "TRELLIS", "WORDS", "Stored", "few_rows", "int8_weight"]
+__all__ = ["FEW_REGISTERS", "INTEGERS", "MOST_ROWS", "TRELLIS", "WORDS", "Stored", "few_rows", "int8_weight"]
 
 INTEGERS, WORDS, TRELLIS = range(3)
 """What codes are: integers themselves, indices of words, or bits of a trellis."""
 MOST_ROWS = 32
 """Of ``few_rows``."""
+FEW_REGISTERS = 255
+"""Of a thread of ``few_rows``: all there are. Left to itself, the compiler spills some to fit more programs."""
 
 
 @dataclass(frozen=True)
@@ -141,10 +143,10 @@ def few_rows(
         out = x.new_empty(*x.shape[:-1], n)
         size = k // told.groups
         launch(
-            multiply_few, (-(-n // 32) if m else 0,), x, 4, 3,
+            multiply_few, (-(-n // 16) if m else 0,), x, 4, 3, FEW_REGISTERS,
             x=x.contiguous(), codes=codes.contiguous(), scale=scale.contiguous(), zero=_in_order(zero),
             table=_in_order(table), bias=_in_order(bias), out=out, M=m, N=n, K=k, LINE=codes.shape[1], GROUPS=told.groups,
-            SIZE=size, **told.arguments(), BM=block(m), BN=32,
+            SIZE=size, **told.arguments(), BM=block(m), BN=16,
             BK=min(32 if told.kind == TRELLIS else 64, block(size)),  # more would not fit registers
         )  # fmt: skip
     return out

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dither.gpu import WHOLE, tile_of
+from dither.gpu import WHOLE, parts_of, tile_of
 from dither.gpu.inputs import Rows
 from dither.kernels.fusion import Around, Turn
 from dither.kernels.gpu_weights import nibbles_of
@@ -43,6 +43,7 @@ def rounded(call: Inputs, turn: Turn, around: Around, sums: bool, values: bool) 
     across_rows = call.table is None and grid.group == PER_TENSOR
     plain = around.shift is None and turn.signs is None and not (values and turn.pre is not None)
     columns = _columns(turn, k, many)
+    x, around = _norm_first(x, turn, around)
     if not plain and (across_rows or columns is None):
         x, turn, around, plain = turned_alone(x, turn, around), Turn(), Around(), True
     table = dynamic_table(x if turn.pre is None else x * turn.pre.to(x.dtype), grid) if across_rows else call.table
@@ -59,8 +60,23 @@ def turned_alone(x: Tensor, turn: Turn, around: Around) -> Tensor:
     """What is done to x (..., K) before it is rounded, written in the dtype of x."""
     if around.shift is None and turn.is_nothing:
         return x
+    x, around = _norm_first(x, turn, around)
     y: Tensor = torch.ops.dither.beside(*_beside(x, turn, around, None))
     return y
+
+
+def _norm_first(x: Tensor, turn: Turn, around: Around) -> tuple[Tensor, Around]:
+    """Both as they are; or x behind its norm, which needs whole rows, where they are rotated in parts."""
+    if around.shift is None or turn.signs is None:
+        return x, around
+    found = _lines(turn.block, x.shape[-1])
+    assert found is not None  # callers ask before
+    lines, columns, meet = found
+    tile = tile_of(lines, columns, True, meet > 1)
+    assert tile is not None  # as ``_lines`` has looked
+    if meet > 1 or parts_of(tile, x.dtype) == 1:
+        return x, around
+    return turned_alone(x, Turn(), around), Around()
 
 
 def rotates(block: int, width: int) -> bool:
