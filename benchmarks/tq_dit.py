@@ -19,6 +19,7 @@ SEARCHED = "fisher-scales=off"
 SYMMETRIC = "assign.act.grid.symmetric=true"
 BY_HEAD = "attention.channels=false"
 TQ_DIT = "TQ-DiT: + ranges of channels of v"
+MORE_TOKENS = "+ Fisher scales, by 4 times the tokens"
 UNBALANCED = "smooth=off"
 ROUNDED = "adaround=off"
 
@@ -35,6 +36,7 @@ LINES = (
     Line("+ learned time groups, 10", "tq-dit", (SEARCHED, BY_HEAD, "time-groups.learned=true"), WIDTHS),
     Line("+ Fisher scales", "tq-dit", (BY_HEAD,), WIDTHS),
     Line("+ Fisher scales, without time groups", "tq-dit", (BY_HEAD, TIMELESS), WIDTHS),
+    Line(MORE_TOKENS, "tq-dit", (BY_HEAD, "fisher-scales.rows=2048", "fisher-scales.calls=64"), WIDTHS),
     Line(TQ_DIT, "tq-dit", (), WIDTHS),
     Line("TQ-DiT as released", "tq-dit-released", (), WIDTHS),
     Line("TQ-DiT, balanced", "tq-dit-balanced", (), WIDTHS),
@@ -53,6 +55,8 @@ PAIRS = (
     ("+ learned time groups, 10", "+ time groups, 10"),
     ("+ Fisher scales", "+ time groups, 10"),
     ("+ Fisher scales", "+ Fisher scales, without time groups"),
+    (MORE_TOKENS, "+ Fisher scales"),
+    (MORE_TOKENS, "+ time groups, 10"),
     (TQ_DIT, "+ Fisher scales"),
     (TQ_DIT, "static RTN"),
     (TQ_DIT, "static RTN, symmetric"),
@@ -68,8 +72,8 @@ PAIRS = (
     ("PTQ4DiT: + reconstruction", "TCAQ-DM"),
 )
 AT_10_ALONE = frozenset({
-    "static RTN, symmetric", "+ learned time groups, 10", "+ Fisher scales, without time groups", "TQ-DiT as released",
-    "reconstruction alone", "TCAQ-DM",
+    "static RTN, symmetric", "+ learned time groups, 10", "+ Fisher scales, without time groups", MORE_TOKENS,
+    "TQ-DiT as released", "reconstruction alone", "TCAQ-DM",
 })  # fmt: skip
 """Lines that are not measured at more steps: other ways to do what a line beside them does."""
 
