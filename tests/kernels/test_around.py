@@ -1,6 +1,7 @@
 """Norms, rotations, gates and linears of one tensor: operators of native code beside torch, together and one by one."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from dither.kernels import KERNELS, Kernel, cpu, means
 from dither.kernels.fusion import Around, Turn
 from dither.kernels.gradient import turned
 from dither.kernels.native_ops import OPS
-from dither.numerics import random_signs, rotate
-from dither.spec import PER_TENSOR, Act, Int, LinearSpec
+from dither.numerics import dynamic_table, random_signs, rotate
+from dither.spec import PER_TENSOR, Act, Int, LinearSpec, TwoRegion
 
 pytestmark = pytest.mark.skipif(means() is None, reason="no native code on this machine")
 WIDTH, MANY = 72, 80
@@ -30,6 +31,12 @@ def inputs(dtype=torch.float32):
 def call(spec, x, seed=0):
     torch.manual_seed(seed)
     return call_of(spec, x, MANY)[1]
+
+
+def given_of(spec, x, seed=0):
+    """What native code is given of a linear."""
+    made = call(spec, x, seed)
+    return list(cpu._given(made, cpu._ranges(made, x)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -50,7 +57,7 @@ def test_the_operators_are_good_ones():
     x, shift, scale, gate, there = inputs()
     torch.library.opcheck(OPS.modulate.default, (x, shift, scale, 1e-6))
     torch.library.opcheck(OPS.gated.default, (there, gate, there))
-    given = [t for seed in (0, 1, 2) for t in cpu._given(call(PLAIN, x, seed), x)]
+    given = [t for seed in (0, 1, 2) for t in given_of(PLAIN, x, seed)]
     torch.library.opcheck(OPS.linears_int8.default, (x, [shift, scale, *[None] * 4], 1e-6, 0, given, [MANY] * 3))
     torch.library.opcheck(
         OPS.linears_int8.default, (x, [None, None, gate, there, *[None] * 2], 0.0, 0, given[:9], [MANY])
@@ -69,6 +76,28 @@ def test_together_has_the_bits_that_it_has_one_by_one(spec, dtype):
         assert torch.equal(got[i], cpu.CPU_INT8.run(want[i]))
     one = cpu.linears([call(spec, x)], Turn(), Around(gate=gate, residual=there))[0]
     assert torch.equal(one, OPS.gated(cpu.CPU_INT8.run(call(spec, x)), gate, there))
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize("grid", [Int(8), Int(8, False), Int(6, False, 24), TwoRegion(8, True)], ids=str)
+def test_stored_ranges_go_together_where_they_are_one_tensor(grid, samples):
+    x, shift, scale, *_ = inputs()
+    spec, around = LinearSpec(Int(8, group=24), Act(grid, static=True)), Around(shift, scale, 1e-6)
+    seen = OPS.modulate(x, shift, scale, 1e-6)
+    found = dynamic_table(seen[:samples, 0], grid)  # (samples, G)
+    table = {name: t[:, None] for name, t in found.items()}
+
+    def stored(x, seed):
+        return replace(call(spec, x, seed), table=table)
+
+    got = cpu.linears([stored(x, seed) for seed in (0, 1, 2)], Turn(), around)
+    for i in range(3):
+        assert torch.equal(got[i], cpu.CPU_INT8.run(stored(seen, i)))
+    ranges = cpu._ranges(stored(x, 0), x)
+    others = (ranges[0].clone(), *ranges[1:])
+    apart = [*cpu._given(stored(x, 0), ranges), *cpu._given(stored(x, 1), others)]
+    with pytest.raises(DitherError, match="native code does not know"):
+        OPS.linears_int8(x, around.tensors(Turn()), 1e-6, 0, apart, [MANY] * 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -131,7 +160,7 @@ def test_what_does_not_fit_is_refused_before_it_is_read():
         OPS.gated(there.half(), gate, there.half())
     with pytest.raises(DitherError, match=r"shift is float32 \(2, 72\) for inputs \(5, 72\)"):
         OPS.modulate(x[0], shift, scale, 1e-6)
-    given = list(cpu._given(call(PLAIN, x), x))
+    given = given_of(PLAIN, x)
     with pytest.raises(DitherError, match=r"gate is float32 \(2, 80\) for inputs"):  # of which output?
         OPS.linears_int8(x, [None, None, gate, there, *[None] * 2], 0.0, 0, given * 2, [MANY] * 2)
     with pytest.raises(DitherError, match="45 tensors of 5 linears: 4 may read one tensor"):
@@ -150,11 +179,11 @@ def test_inputs_that_are_rounded_otherwise_do_not_go_together():
     ):
         assert not cpu.rounds_alike(PLAIN, other, WIDTH)
         assert cpu.rounds_alike(other, other, WIDTH) == (
-            other.act is not None and not other.act.static and other.act.grid.group != PER_TENSOR
+            other.act is not None and (other.act.static or other.act.grid.group != PER_TENSOR)
         )
     assert cpu.rounds_alike(PLAIN, LinearSpec(Int(4, False), Act(Int(8))), WIDTH)
     x, *_ = inputs()
-    given = [*cpu._given(call(PLAIN, x), x), *cpu._given(call(LinearSpec(Int(8), Act(Int(7))), x), x)]
+    given = [*given_of(PLAIN, x), *given_of(LinearSpec(Int(8), Act(Int(7))), x)]
     with pytest.raises(DitherError, match="native code does not know"):
         OPS.linears_int8(x, [], 0.0, 0, given, [MANY] * 2)
 

@@ -126,24 +126,31 @@ def _prepare(spec: LinearSpec, shape: Shape, weight: Mapping[str, Tensor]) -> di
 
 def _run(call: Inputs) -> Tensor:
     x = call.x if call.x.dtype in TYPES else call.x.float()
-    y: Tensor = OPS.linear_int8(x, *_given(call, x), call.shape[0])
+    y: Tensor = OPS.linear_int8(x, *_given(call, _ranges(call, x)), call.shape[0])
     return y.to(call.x.dtype)
 
 
-def _given(call: Inputs, x: Tensor) -> tuple[Tensor | None, ...]:
-    """What ``linear_int8`` takes between x and the number of outputs."""
+def _ranges(call: Inputs, x: Tensor) -> tuple[Tensor | None, ...]:
+    """Scales, those of an upper region, and zero points of the rows of x; None: found in native code, or not there."""
     assert call.spec.act is not None  # see _fits
     ranges = call.table
     if ranges is None and call.spec.act.grid.group == PER_TENSOR:
         ranges = dynamic_table(x, call.spec.act.grid)
     found = {name: rows_of(t, x) for name, t in (ranges or {}).items()}
-    of_inputs = (found.get("scale"), found.get("upper"), found.get("zero"))
-    return (*_stored(call), *of_inputs, _bias(call), call.prepared["facts"])
+    return found.get("scale"), found.get("upper"), found.get("zero")
+
+
+def _given(call: Inputs, ranges: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """What ``linear_int8`` takes between x and the number of outputs."""
+    return (*_stored(call), *ranges, _bias(call), call.prepared["facts"])
 
 
 def rounds_alike(one: LinearSpec, other: LinearSpec, inputs: int) -> bool:
-    """Whether two linears of ``inputs`` that ``CPU_INT8`` runs turn one tensor into the same codes, by each row's range."""
-    if one.act is None or one.act.static or one.act.grid.group == PER_TENSOR or one.act != other.act:
+    """Whether two linears of ``inputs`` that ``CPU_INT8`` runs turn one tensor into the same codes.
+
+    They do by each row's own range, and by stored ones if these are equal, which callers know.
+    """
+    if one.act is None or one.act != other.act or not (one.act.static or one.act.grid.group != PER_TENSOR):
         return False
     return _segments(one, inputs) == _segments(other, inputs)
 
@@ -152,12 +159,14 @@ def linears(calls: Sequence[Inputs], turn: Turn, around: Around) -> list[Tensor]
     """Linears that ``CPU_INT8`` runs, of one x (float32 or bfloat16) and inputs rounded alike, which are rounded once.
 
     Args:
-        calls: of each, with x as it was before it was turned; ranges are found from what it becomes.
+        calls: of each, with x as it was before it was turned; ranges are found from what it becomes, or are those stored
+            with the first one.
         turn: what all of them do to x.
         around: what happens to x before, and, if there is one linear, to its output.
     """
     x = calls[0].x
-    given = [t for call in calls for t in _given(call, x)]
+    ranges = _ranges(calls[0], x)
+    given = [t for call in calls for t in _given(call, ranges)]
     outputs = [call.shape[0] for call in calls]
     y: list[Tensor] = OPS.linears_int8(x, around.tensors(turn), around.eps, turn.block, given, outputs)
     return y
@@ -174,7 +183,7 @@ def feed_forward(calls: tuple[Inputs, Inputs], turns: tuple[Turn, Turn], tanh: b
         around: what happens to the first one's inputs before, and to the second one's outputs.
     """
     x, outputs, blocks = calls[0].x, calls[1].shape[0], [turn.block for turn in turns]
-    first, second = (list(_given(call, x)) for call in calls)
+    first, second = (list(_given(call, _ranges(call, x))) for call in calls)
     before = around.tensors(turns[0])
     y: Tensor = OPS.feed_forward_int8(x, before, around.eps, blocks, first, second, turns[1].tensors, tanh, outputs)
     return y

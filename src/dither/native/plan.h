@@ -67,8 +67,9 @@ struct Plan {
         const Linear &a = call, &b = other.call;
         const bool same_x = a.x == b.x && a.x_type == b.x_type && a.rows == b.rows;
         const bool same_grid = a.grid.bits == b.grid.bits && a.grid.symmetric == b.grid.symmetric && a.grid.regions == b.grid.regions;
-        const bool found_here = a.act_scale == nullptr && b.act_scale == nullptr;
-        return same_x && same_grid && found_here && a.act_groups == b.act_groups && a.segments == b.segments && size == other.size;
+        const bool same_ranges = a.act_scale == b.act_scale && a.act_upper == b.act_upper && a.act_zero == b.act_zero;
+        const bool same_parts = a.act_groups == b.act_groups && a.segments == b.segments && size == other.size;
+        return same_x && same_grid && same_ranges && same_parts && a.act_stride == b.act_stride;
     }
     // Take over the other's codes.
     void read(const Plan& other) {
