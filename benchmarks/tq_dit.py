@@ -20,6 +20,7 @@ SYMMETRIC = "assign.act.grid.symmetric=true"
 BY_HEAD = "attention.channels=false"
 TQ_DIT = "TQ-DiT: + ranges of channels of v"
 MORE_TOKENS = "+ Fisher scales, by 4 times the tokens"
+PRODUCTS = "+ Fisher scales, of attention's products too"
 UNBALANCED = "smooth=off"
 ROUNDED = "adaround=off"
 
@@ -37,6 +38,7 @@ LINES = (
     Line("+ Fisher scales", "tq-dit", (BY_HEAD,), WIDTHS),
     Line("+ Fisher scales, without time groups", "tq-dit", (BY_HEAD, TIMELESS), WIDTHS),
     Line(MORE_TOKENS, "tq-dit", (BY_HEAD, "fisher-scales.rows=2048", "fisher-scales.calls=64"), WIDTHS),
+    Line(PRODUCTS, "tq-dit-paper", ("fisher-attention.top=0", "ranges.top=0"), WIDTHS),
     Line(TQ_DIT, "tq-dit", (), WIDTHS),
     Line("TQ-DiT as released", "tq-dit-released", (), WIDTHS),
     Line("TQ-DiT, balanced", "tq-dit-balanced", (), WIDTHS),
@@ -56,6 +58,7 @@ PAIRS = (
     ("+ Fisher scales", "+ time groups, 10"),
     ("+ Fisher scales", "+ Fisher scales, without time groups"),
     (MORE_TOKENS, "+ Fisher scales"),
+    (PRODUCTS, "+ Fisher scales"),
     (MORE_TOKENS, "+ time groups, 10"),
     (TQ_DIT, "+ Fisher scales"),
     (TQ_DIT, "static RTN"),
@@ -73,7 +76,7 @@ PAIRS = (
 )
 AT_10_ALONE = frozenset({
     "static RTN, symmetric", "+ learned time groups, 10", "+ Fisher scales, without time groups", MORE_TOKENS,
-    "TQ-DiT as released", "reconstruction alone", "TCAQ-DM",
+    PRODUCTS, "TQ-DiT as released", "reconstruction alone", "TCAQ-DM",
 })  # fmt: skip
 """Lines that are not measured at more steps: other ways to do what a line beside them does."""
 

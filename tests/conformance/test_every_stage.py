@@ -20,6 +20,7 @@ from dither.stages import (
     Codebooks,
     CodeProgram,
     Evolve,
+    FisherAttention,
     FisherScales,
     Gptq,
     GroupProgram,
@@ -185,6 +186,17 @@ ROWS: dict[str, tuple[Stage, tuple[Stage, ...]]] = {
     "fisher scales at the quantized point": (
         FisherScales(steps=10, rows=60, calls=2, quantized=True),
         (Smooth(online=True), PLAIN, FisherScales(steps=10, rows=60, calls=2, quantized=True), Rtn()),
+    ),
+    "fisher scales of attention": (
+        FisherAttention(steps=10, calls=2, samples=2),
+        (
+            STATIC,
+            Attention(4, True, probs=6, static=True, channels=True),
+            Regions(),
+            FisherAttention(steps=10, calls=2, samples=2),
+            Rtn(),
+            Ranges(),
+        ),
     ),
     "adaround": (ADAROUND, (Smooth(online=True), PLAIN, ADAROUND, Rtn())),
     "adaround by linears": (

@@ -2,14 +2,26 @@
 
     x^ = Q(x; tables of the time group),   W^ = Q(W; s),   min over tables and s of  E sum_a (dL/dz_a)^2 (z^_a - z_a)^2
 
-Static ranges throughout, of linears and of attention's products. Where the release does what its paper does not say (weights
+Static ranges throughout, of linears and of attention's products. ``tq-dit`` searches those of linears alone, which is better
+(docs/tq-dit.md); ``tq-dit-paper`` searches all, as published. Where the release does what its paper does not say (weights
 with one range a tensor, time groups for the softmax alone), ``tq-dit-released`` does it too; overlapping regions, vanishing
 gradients and the rest of what is broken there nobody needs.
 """
 
 from dither.recipes.entry import Entry
 from dither.spec import PER_TENSOR, Act, Bits, Int
-from dither.stages import Assign, Attention, FisherScales, Ranges, Regions, Rtn, Smooth, Stage, TimeGroups
+from dither.stages import (
+    Assign,
+    Attention,
+    FisherAttention,
+    FisherScales,
+    Ranges,
+    Regions,
+    Rtn,
+    Smooth,
+    Stage,
+    TimeGroups,
+)
 
 __all__ = ["ENTRIES"]
 
@@ -44,6 +56,13 @@ def _tq_dit_balanced(bits: Bits) -> tuple[Stage, ...]:
     """Channels that stand out, those of v as well, are divided where they are made before one range must hold for all."""
     act = None if bits.act is None else Act(Int(bits.act, symmetric=False), static=True)
     return (Smooth(search=ALPHAS, weight=Int(bits.weight), act=act), *_tq_dit(bits, channels=False))
+
+
+def _tq_dit_paper(bits: Bits) -> tuple[Stage, ...]:
+    """As published: attention's products are searched too, v has a range for each head, the upper region ends at 1."""
+    front: tuple[Stage, ...] = (_assign(bits), _attention(bits, False), *_regions(bits), TimeGroups(GROUPS))
+    products: tuple[Stage, ...] = () if bits.act is None else (FisherAttention(top=1.0),)
+    return (*front, FisherScales(), *products, Rtn(), Ranges(top=1.0))
 
 
 def _tq_dit_released(bits: Bits) -> tuple[Stage, ...]:
@@ -81,6 +100,13 @@ ENTRIES = (
         "tq-dit behind channels balanced by scales that fold, their alpha searched: for models whose channels stand out.",
         Bits(8, 8),
         _tq_dit_balanced,
+    ),
+    Entry(
+        "tq-dit-paper",
+        PAPER,
+        "As published: scales of attention's products by the Hessian as well, v by head, the upper region ends at 1.",
+        Bits(8, 8),
+        _tq_dit_paper,
     ),
     Entry(
         "tq-dit-released",

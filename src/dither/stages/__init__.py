@@ -21,6 +21,7 @@ from dither.stages.code_program import CodeProgram
 from dither.stages.codebooks import Codebooks
 from dither.stages.evolve import Evolve
 from dither.stages.fisher import FisherScales
+from dither.stages.fisher_attention import FisherAttention
 from dither.stages.gptq import Gptq
 from dither.stages.group_program import GroupProgram
 from dither.stages.groups import Groups
@@ -54,6 +55,7 @@ __all__ = [
     "CodeProgram",
     "Codebooks",
     "Evolve",
+    "FisherAttention",
     "FisherScales",
     "Gptq",
     "GroupProgram",
@@ -95,7 +97,7 @@ STAGES: dict[str, type[Any]] = {
         Teacher, Precompute, Smooth, Rotate,
         Assign, Attention, Regions, Log2OrUniform, Mixed, Program, CodeProgram, Widen, Groups, GroupProgram,
         HessianTrace, Evolve, Halve, Split, TimeGroups, TimedSmooth,
-        SplitLowRank, Clip, FisherScales, AdaRound, Codebooks, Gptq, Rtn, Tune,
+        SplitLowRank, Clip, FisherScales, FisherAttention, AdaRound, Codebooks, Gptq, Rtn, Tune,
         Ranges, Share,
     )
 }  # fmt: skip
