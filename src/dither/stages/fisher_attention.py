@@ -210,7 +210,7 @@ class _Exact:
         a: (H, N, M), as are scores.
         y: (H, N, e).
         by_scores, by_y: squared gradients of either.
-        scale, row: of the sample.
+        scale: of scores.
     """
 
     q: Tensor
@@ -222,7 +222,6 @@ class _Exact:
     by_scores: Tensor
     by_y: Tensor
     scale: float
-    row: int
 
     @staticmethod
     def of(sample: AttentionSample, device: torch.device) -> "_Exact":
@@ -232,7 +231,7 @@ class _Exact:
         a = (scores if sample.mask is None else scores + sample.mask.to(device)).softmax(-1)
         slope = g @ v.mT  # by A
         slope = a * (slope - (slope * a).sum(-1, keepdim=True))
-        return _Exact(q, k, v, scores, a, a @ v, slope.square(), g.square(), sample.scale, sample.row)
+        return _Exact(q, k, v, scores, a, a @ v, slope.square(), g.square(), sample.scale)
 
 
 @dataclass(frozen=True)
