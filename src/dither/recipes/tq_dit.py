@@ -2,10 +2,10 @@
 
     x^ = Q(x; tables of the time group),   W^ = Q(W; s),   min over tables and s of  E sum_a (dL/dz_a)^2 (z^_a - z_a)^2
 
-Static ranges throughout, of linears and of attention's products. ``tq-dit`` searches those of linears alone, which is better
-(docs/tq-dit.md); ``tq-dit-paper`` searches all, as published. Where the release does what its paper does not say (weights
-with one range a tensor, time groups for the softmax alone), ``tq-dit-released`` does it too; overlapping regions, vanishing
-gradients and the rest of what is broken there nobody needs.
+Static ranges throughout, of linears and of attention's products. ``tq-dit-paper`` searches all of them, as published;
+``tq-dit`` those of linears alone, and gives each channel of v a range of its own. Where the release does what its paper does
+not say (weights with one range a tensor, time groups for the softmax alone), ``tq-dit-released`` does it too; overlapping
+regions, vanishing gradients and the rest of what is broken there nobody needs.
 """
 
 from dither.recipes.entry import Entry
