@@ -13,7 +13,7 @@ from dither.checkpoint import header_of, load_into, save
 from dither.integrations.diffusers import ClockReader
 from dither.models import Call, adapter_for
 from dither.spec import Bits
-from dither.stages import Job, Stage
+from dither.stages import Job, Stage, Store
 from dither.zoo import PixelDiTPipeline
 
 
@@ -47,9 +47,16 @@ def job(model: DiTTransformer2DModel, bits: str = "w4a8", seed: int = 0) -> Job:
     return Job(model, adapter_for(model), Bits.parse(bits), seed, calls)
 
 
-def run(stages: tuple[Stage, ...], model: DiTTransformer2DModel, bits: str = "w4a8", seed: int = 0) -> Job:
+def run(
+    stages: tuple[Stage, ...],
+    model: DiTTransformer2DModel,
+    bits: str = "w4a8",
+    seed: int = 0,
+    store: Store | None = None,
+) -> Job:
     """The job after these stages."""
     made = job(model, bits, seed)
+    made.store = store
     with torch.no_grad():
         for stage in stages:
             stage.run(made)

@@ -20,12 +20,7 @@ QUERY = "transformer_blocks.1.attn1.to_q"
 
 
 def after(*stages, seed: int = 0, store=None):
-    job = jobs.job(jobs.pipeline().transformer, seed=seed)
-    job.store = store
-    with torch.no_grad():
-        for stage in stages:
-            stage.run(job)
-    return job
+    return jobs.run(stages, jobs.pipeline().transformer, seed=seed, store=store)
 
 
 def weighted(job, name: str, sample) -> float:

@@ -22,12 +22,7 @@ NAME = "transformer_blocks.1.attn1"
 
 
 def after(*stages, seed: int = 0, store=None):
-    job = jobs.job(jobs.pipeline().transformer, seed=seed)
-    job.store = store
-    with torch.no_grad():
-        for one in stages:
-            one.run(job)
-    return job
+    return jobs.run(stages, jobs.pipeline().transformer, seed=seed, store=store)
 
 
 def promised(bits: int = 4, symmetric: bool = True, channels: bool = False, regions: bool = True, groups: int = 3):
