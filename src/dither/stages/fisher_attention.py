@@ -139,8 +139,7 @@ def _factors(job: Job, specs: Mapping[str, AttentionSpec]) -> dict[str, dict[str
             part: _Factor(groups(channels[part], act.grid.group), act.rows) for part, act in spec.static.items()
         }
     probes = {attention_tensors(name) + part: (p,) for name, parts in found.items() for part, p in parts.items()}
-    if probes:
-        job.observe("measuring ranges of attention", probes)
+    job.observe("measuring ranges of attention", probes)
     for name in specs:
         detach(job.model.get_submodule(name))
     return found
@@ -171,7 +170,8 @@ def _searched(
         """Whether a better table was found."""
         act = spec.static[part]
         tried = [tables[part], *_candidates(act.grid, *ranges[part], ratios)]
-        errors = torch.stack([products.error(part, {**tables, part: table}) for table in tried])  # (C, G)
+        others = products.others(part, tables)
+        errors = torch.stack([products.error(part, table, others) for table in tried])  # (C, G)
         best = errors.argmin(0)  # the first of equals
         tables[part] = {key: torch.cat([t[key] for t in tried]).gather(0, best[None]) for key in tables[part]}
         return bool(best.any())
@@ -223,6 +223,11 @@ class _Exact:
     by_y: Tensor
     scale: float
 
+    @property
+    def factors(self) -> dict[str, Tensor]:
+        """By the names of parts."""
+        return {"q": self.q, "k": self.k, "v": self.v, "probs": self.a}
+
     @staticmethod
     def of(sample: AttentionSample, device: torch.device) -> "_Exact":
         """Computed anew: of what is sampled, q, k, v and a gradient are the least."""
@@ -241,29 +246,33 @@ class _Products:
     spec: AttentionSpec
     samples: Sequence[_Exact]
 
-    def error(self, part: str, tables: Mapping[str, Table]) -> Tensor:
-        """What rounding of a part, beside the other factor of its product, costs: of each of its groups, (G,)."""
-        each = sum(self._error(x, part, tables) for x in self.samples)
-        assert isinstance(each, Tensor)  # there is a sample
-        many = next(iter(tables[part].values())).shape[1]
-        return each.reshape(many, -1).sum(1) if many <= len(each) else each.repeat_interleave(many // len(each))
+    def others(self, part: str, tables: Mapping[str, Table]) -> list[Tensor]:
+        """The other factor of a part's product in each sample, rounded once for all candidates; v as it is beside A."""
+        other = {"q": "k", "k": "q", "v": "probs"}.get(part)
+        if other is None:
+            return [x.v for x in self.samples]
+        return [self._rounded(other, x.factors[other], tables.get(other, {})) for x in self.samples]
 
-    def _error(self, x: _Exact, part: str, tables: Mapping[str, Table]) -> Tensor:
+    def error(self, part: str, table: Table, others: Sequence[Tensor]) -> Tensor:
+        """What rounding of a part costs beside ``others``: of each of its groups, (G,)."""
+        each = torch.stack([self._error(x, part, table, other) for x, other in zip(self.samples, others, strict=True)])
+        return each.sum(0).reshape(next(iter(table.values())).shape[1], -1).sum(1)
+
+    def _error(self, x: _Exact, part: str, table: Table, other: Tensor) -> Tensor:
         """Of each head (H,) for q and k, each channel (H e,) for v, and all in one (1,) for probabilities."""
+        mine = self._rounded(part, x.factors[part], table)
         if part in ("q", "k"):
-            gap = self._rounded("q", x.q, tables) @ self._rounded("k", x.k, tables).mT * x.scale - x.scores
-            return (x.by_scores * gap.square()).sum((1, 2))
-        v = self._rounded("v", x.v, tables) if part == "v" else x.v
-        gap = self._rounded("probs", x.a, tables) @ v - x.y
-        each = (x.by_y * gap.square()).sum(1).flatten()
+            q, k = (mine, other) if part == "q" else (other, mine)
+            return (x.by_scores * (q @ k.mT * x.scale - x.scores).square()).sum((1, 2))
+        a, v = (mine, other) if part == "probs" else (other, mine)
+        each = (x.by_y * (a @ v - x.y).square()).sum(1).flatten()
         return each if part == "v" else each.sum()[None]
 
-    def _rounded(self, part: str, x: Tensor, tables: Mapping[str, Table]) -> Tensor:
+    def _rounded(self, part: str, x: Tensor, table: Table) -> Tensor:
         """(H, N, d), whose heads lie side by side for tables; probabilities have no channels."""
         act = self.spec.parts[part]
         if act is None:
             return x
         flat = x.flatten(0, 1) if part == "probs" else x.transpose(0, 1).flatten(1)
-        table = tables[part] if act.static else dynamic_table(flat, act.grid)
-        y = act_quantize(flat, act.grid, table)
+        y = act_quantize(flat, act.grid, table if act.static else dynamic_table(flat, act.grid))
         return y.view_as(x) if part == "probs" else y.reshape(x.shape[1], len(x), -1).transpose(0, 1)
