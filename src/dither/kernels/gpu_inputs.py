@@ -43,7 +43,6 @@ def rounded(call: Inputs, turn: Turn, around: Around, sums: bool, values: bool) 
     across_rows = call.table is None and grid.group == PER_TENSOR
     plain = around.shift is None and turn.signs is None and not (values and turn.pre is not None)
     columns = _columns(turn, k, many)
-    x, around = _norm_first(x, turn, around)
     if not plain and (across_rows or columns is None):
         x, turn, around, plain = turned_alone(x, turn, around), Turn(), Around(), True
     table = dynamic_table(x if turn.pre is None else x * turn.pre.to(x.dtype), grid) if across_rows else call.table
@@ -52,6 +51,7 @@ def rounded(call: Inputs, turn: Turn, around: Around, sums: bool, values: bool) 
     if plain:
         rows: Rows = ops.int8_rows(x, *ranges, turn.pre, *rest, many, 0, halves, sums)
         return rows, x
+    x, around = _norm_first(x, turn, around)
     *made, y = ops.int8_beside(*_beside(x, turn, around, columns), *ranges, *rest, many, halves, sums, values)
     return (made[0], made[1], made[2], made[3]), y if values else x
 
@@ -71,9 +71,7 @@ def _norm_first(x: Tensor, turn: Turn, around: Around) -> tuple[Tensor, Around]:
         return x, around
     found = _lines(turn.block, x.shape[-1])
     assert found is not None  # callers ask before
-    lines, columns, meet = found
-    tile = tile_of(lines, columns, True, meet > 1)
-    assert tile is not None  # as ``_lines`` has looked
+    *_, meet, tile = found
     if meet > 1 or parts_of(tile, x.dtype) == 1:
         return x, around
     return turned_alone(x, Turn(), around), Around()
@@ -106,13 +104,14 @@ def _columns(turn: Turn, width: int, many: int) -> int | None:
     return lines[1] if many in (1, lines[0]) else None
 
 
-def _lines(block: int, width: int) -> tuple[int, int, int] | None:
-    """How a row is rotated: lines, columns of each, and lines that meet; None where kernels do not."""
+def _lines(block: int, width: int) -> tuple[int, int, int, tuple[int, int]] | None:
+    """How a row is rotated: lines, columns of each, lines that meet, and the tile of all; None where kernels do not."""
     columns = min(hadamard_order(block)[1], _MEETING) if block > _WIDEST else block
     lines, meet = width // columns, block // columns
-    if columns < _NARROWEST < block or tile_of(lines, columns, True, meet > 1) is None:
+    tile = tile_of(lines, columns, True, meet > 1)
+    if columns < _NARROWEST < block or tile is None:
         return None
-    return lines, columns, meet
+    return lines, columns, meet, tile
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # graphs need not look into it
@@ -126,9 +125,7 @@ def _made_tiles(block: int, width: int, device: torch.device) -> tuple[Tensor, .
     """Made once for all layers of this width: copying them would wait for the device."""
     found = _lines(block, width)
     assert found is not None  # see rotates
-    lines, columns, meet = found
-    tile = tile_of(lines, columns, True, meet > 1)
-    assert tile is not None
+    lines, columns, meet, tile = found
     with torch.inference_mode(False):
         inner = _padded(hadamard_matrix(columns), tile[1]).to(device)
         if meet == 1:

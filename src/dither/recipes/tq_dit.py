@@ -36,20 +36,25 @@ def _assign(bits: Bits, group: int = 0, symmetric: bool = False) -> Assign:
     return Assign(weight=Int(bits.weight, group=group), act=act, adaln=Int(max(bits.weight, 4)))
 
 
-def _attention(bits: Bits, channels: bool = True) -> Attention:
+def _attention(bits: Bits, channels: bool) -> Attention:
     """q and k for each head, symmetric; v for each channel, or each head; probabilities for all."""
     return Attention(bits=bits.act, symmetric=True, probs=bits.act, static=True, channels=channels)
 
 
-def _regions(bits: Bits, choose: bool = False) -> tuple[Stage, ...]:
+def _regions(bits: Bits) -> tuple[Stage, ...]:
     """Nothing to give regions to where activations stay in full precision."""
-    return () if bits.act is None else (Regions(choose=choose),)
+    return () if bits.act is None else (Regions(),)
+
+
+def _front(bits: Bits, channels: bool = False, group: int = 0, symmetric: bool = False) -> tuple[Stage, ...]:
+    """What all of them begin with: promises, and the scales of linears."""
+    assign = _assign(bits, group, symmetric)
+    return (assign, _attention(bits, channels), *_regions(bits), TimeGroups(GROUPS), FisherScales())
 
 
 def _tq_dit(bits: Bits, channels: bool = True) -> tuple[Stage, ...]:
     """``regions=off``, ``time-groups=off`` and ``fisher-scales=off`` leave static ranges per tensor."""
-    front: tuple[Stage, ...] = (_assign(bits), _attention(bits, channels), *_regions(bits), TimeGroups(GROUPS))
-    return (*front, FisherScales(), Rtn(), Ranges())
+    return (*_front(bits, channels), Rtn(), Ranges())
 
 
 def _tq_dit_balanced(bits: Bits) -> tuple[Stage, ...]:
@@ -60,20 +65,13 @@ def _tq_dit_balanced(bits: Bits) -> tuple[Stage, ...]:
 
 def _tq_dit_paper(bits: Bits) -> tuple[Stage, ...]:
     """As published: attention's products are searched too, v has a range for each head, the upper region ends at 1."""
-    front: tuple[Stage, ...] = (_assign(bits), _attention(bits, False), *_regions(bits), TimeGroups(GROUPS))
     products: tuple[Stage, ...] = () if bits.act is None else (FisherAttention(top=1.0),)
-    return (*front, FisherScales(), *products, Rtn(), Ranges(top=1.0))
+    return (*_front(bits), *products, Rtn(), Ranges(top=1.0))
 
 
 def _tq_dit_released(bits: Bits) -> tuple[Stage, ...]:
     """As released, without what is broken there: one range for each weight; the upper region ends at 1; 10 time groups."""
-    front: tuple[Stage, ...] = (
-        _assign(bits, PER_TENSOR, True),
-        _attention(bits, False),
-        *_regions(bits),
-        TimeGroups(GROUPS),
-    )
-    return (*front, FisherScales(), Rtn(), Ranges(top=1.0))
+    return (*_front(bits, group=PER_TENSOR, symmetric=True), Rtn(), Ranges(top=1.0))
 
 
 def _fisher_scales(bits: Bits) -> tuple[Stage, ...]:
